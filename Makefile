@@ -1,0 +1,55 @@
+# Two cores and Python 3.11 are enough. `make help` lists the words.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := check
+.PHONY: check setup demo test format lint types layers coverage bench lock clean help
+
+check: format lint types layers test  ## what is expected before a push: format, lint, strict types, layers, tests
+
+setup: $(INSTALLED)  ## make .venv with exactly what requirements.lock names
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batchkit needs Python 3.11 or later; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(INSTALLED)  ## run the samples' job on the embedded simulator and show its summary
+	@rm -rf demo && mkdir demo
+	$(BIN)/batchkit run samples/reviews.jsonl -o demo/results.jsonl --simulate
+	@echo "The answers are in demo/results.jsonl, one line each."
+
+test: $(INSTALLED)  ## pass the tests
+	$(BIN)/python -m pytest -q
+
+format: $(INSTALLED)  ## format the code in place (CI only looks)
+	$(BIN)/ruff format $(if $(CI),--check) .
+	$(BIN)/ruff check --quiet --select I $(if $(CI),,--fix) .
+
+lint: $(INSTALLED)  ## ruff, every rule but those pyproject.toml gives a reason against
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)  ## mypy --strict on the package, the samples and the public types
+	$(BIN)/mypy
+
+layers: $(INSTALLED)  ## the rooms import downwards only
+	$(BIN)/lint-imports --no-cache
+
+coverage: $(INSTALLED)  ## the tests with branch coverage
+	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage report --skip-covered --sort=cover
+
+bench: $(INSTALLED)  ## batchkit beside a bare aiohttp loop, in one run, as a ratio
+	$(BIN)/python benchmarks/throughput.py
+
+lock:  ## choose versions anew within the ranges of pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -o requirements.lock
+
+clean:  ## remove what make made
+	rm -rf .venv demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+
+help:  ## these words
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

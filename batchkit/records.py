@@ -1,0 +1,223 @@
+"""The nouns: what one line of input becomes on its way to one line of output.
+
+A line is read as a `Request` or a `BadLine`. An attempt on a request brings a `Reply` or a `Failure`. When no more
+attempts follow, the request's `Outcome` is written: as a result if its answer is a `Reply`, else as a failure.
+Everything here is frozen and knows nothing of bytes, clocks or networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+__all__ = [
+    "Answer",
+    "BadLine",
+    "FailureKind",
+    "Failure",
+    "Line",
+    "Outcome",
+    "PortkeyFields",
+    "Reply",
+    "Request",
+    "RunHeader",
+    "Trace",
+    "Usage",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that one answer, or many, took. Counts are tokens; the details are contained in the totals.
+
+    `cached_tokens` are part of `prompt_tokens`, `reasoning_tokens` of `completion_tokens`. `total_tokens` is the
+    provider's own figure and need not be their sum.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.total_tokens + other.total_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PortkeyFields:
+    """What a record asks of Portkey for itself; each wins over the run's own setting. All are header-safe."""
+
+    trace_id: str | None = None
+    span_id: str | None = None
+    parent_span_id: str | None = None
+    span_name: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    cache_namespace: str | None = None
+    cache_force_refresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One non-blank line of the input.
+
+    `index` is its 0-based number, blank lines counted; `offset` the byte at which it begins (after decompression);
+    `raw` its bytes without the line's end, or None when it was longer than the cap and was not kept.
+    """
+
+    index: int
+    offset: int
+    raw: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One chat completion to ask for. `body` is the JSON that is sent, ready made."""
+
+    index: int
+    custom_id: str
+    body: bytes
+    model: str | None = None
+    max_tokens: int | None = None
+    input_crc32: int = 0
+    portkey: PortkeyFields | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """An input line that cannot become a request; `code` and `message` say why."""
+
+    index: int
+    custom_id: str
+    code: str
+    message: str
+    input_crc32: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The ids one attempt carries: `trace_id` stable for its request, `span_id` (16 hex digits) new for each attempt."""
+
+    trace_id: str
+    span_id: str
+    parent_span_id: str | None = None
+
+
+class FailureKind(StrEnum):
+    """Why an attempt brought no usable completion. The value is the word in `attempts.by_reason`."""
+
+    RATE_LIMITED = "rate_limited"
+    OVERLOADED = "overloaded"
+    SERVER_ERROR = "server_error"
+    TIMEOUT = "timeout"
+    CONNECTION_ERROR = "connection_error"
+    NOT_AN_API = "not_an_api"
+    """A 200 whose body is no JSON object: HTML, nothing, or cut."""
+    INVALID_RESPONSE = "invalid_response"
+    """JSON, but without choices."""
+    INVALID_REQUEST = "invalid_request"
+    CONTENT_FILTER = "content_filter"
+    NOT_FOUND = "not_found"
+    KEY_REFUSED = "key_refused"
+    QUOTA_EXHAUSTED = "quota_exhausted"
+    MISDIRECTED = "misdirected"
+    """A redirect, a certificate that does not verify, a host nobody knows: the address is wrong."""
+    BAD_LINE = "bad_line"
+    """The input line cannot be sent at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A usable completion. `body` is the provider's JSON object as it came, on one line.
+
+    `usage` is None when the provider gave none that can be believed; `model` is the one that answered, "" if unnamed.
+    """
+
+    status: int
+    request_id: str
+    body: bytes
+    model: str = ""
+    usage: Usage | None = None
+    finish_reason: str | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the answer ran into its own length limit."""
+        return self.finish_reason == "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt without a usable completion.
+
+    `code` is the provider's own (`error.code`, else `error.type`) or one of ours in snake_case. `status` is None when no
+    answer came; `body` is the answer's JSON on one line (a text that is no JSON stands in it as a JSON string).
+    `retry_after` is in seconds, as the server asked. `usage` is what a refused answer cost all the same.
+    `should_retry` is the server's own word (`x-should-retry`), None if it said nothing.
+    `maybe_billed` is true when the provider may have worked, and charged, without our seeing the answer.
+    """
+
+    kind: FailureKind
+    code: str
+    message: str
+    status: int | None = None
+    request_id: str = ""
+    body: bytes | None = None
+    model: str = ""
+    usage: Usage | None = None
+    retry_after: float | None = None
+    should_retry: bool | None = None
+    maybe_billed: bool = False
+
+
+Answer = Reply | Failure
+"""What one attempt brings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a request ended, for good: one line of the output.
+
+    `attempts` counts HTTP calls, 0 for a line that could not be sent. `retries` says why all but the last were repeated.
+    `latency_s` is that of the last attempt, in seconds from sending to the last byte. `finished_at` is Unix time in
+    seconds. `input_crc32` is of the input line's bytes, so that an edited input is found.
+    """
+
+    index: int
+    custom_id: str
+    answer: Answer
+    trace_id: str
+    attempts: int
+    latency_s: float
+    finished_at: float
+    retries: Mapping[str, int] = field(default_factory=dict)
+    input_crc32: int = 0
+
+    @property
+    def succeeded(self) -> bool:
+        return isinstance(self.answer, Reply)
+
+
+@dataclass(frozen=True, slots=True)
+class RunHeader:
+    """What a run was started with; it stands in the first line that the run writes, and never holds a secret.
+
+    `started_at` is Unix time in seconds. `defaults` are the body fields filled where a record has none, `model` among
+    them. `input_bytes` is None for stdin. `simulated` marks runs that cost nothing.
+    """
+
+    started_at: float
+    base_url: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    input_path: str = "-"
+    input_bytes: int | None = None
+    simulated: bool = False
+    version: str = ""

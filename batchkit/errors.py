@@ -18,6 +18,9 @@ Every message says what happened, what is safe and what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 __all__ = [
     "BatchkitError",
     "EndpointRefused",
@@ -35,12 +38,18 @@ __all__ = [
 
 
 class BatchkitError(Exception):
-    """Something stopped batchkit."""
+    """Something stopped batchkit.
+
+    `exit_code` is what the command ends with. `summary` is that of the run, where it had begun.
+    """
 
     exit_code = 1
+    summary: Mapping[str, Any] | None = None
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message if message is not None else (self.__doc__ or "").strip().split("\n", maxsplit=1)[0])
+        super().__init__(
+            message if message is not None else (self.__doc__ or "").strip().split("\n", maxsplit=1)[0]
+        )
 
 
 class UsageError(BatchkitError):
@@ -53,7 +62,7 @@ class MissingExtraError(UsageError):
     """An optional part of batchkit is not installed."""
 
 
-class RunStopped(BatchkitError):  # noqa: N818 - a state people read, not an accident
+class RunStopped(BatchkitError):
     """The run stopped early; nothing is lost and the same command goes on.
 
     `code` is the word that stands in the summary's `stop_reason`.
@@ -96,7 +105,7 @@ class OutputUnwritable(JobError):
     """The output cannot be written."""
 
 
-class Interrupted(BatchkitError):  # noqa: N818 - a state people read, not an accident
+class Interrupted(BatchkitError):
     """A signal stopped the run after the answers in flight were written; the same command goes on.
 
     `signal` is the signal's number.

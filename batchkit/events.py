@@ -8,7 +8,17 @@ from typing import Any, Protocol
 
 from batchkit.records import Failure, Outcome
 
-__all__ = ["AttemptFailed", "Event", "Gauges", "Notice", "Observer", "RequestFinished", "RunFinished", "RunStarted", "RunStopping"]
+__all__ = [
+    "AttemptFailed",
+    "Event",
+    "Gauges",
+    "Notice",
+    "Observer",
+    "RequestFinished",
+    "RunFinished",
+    "RunStarted",
+    "RunStopping",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from typing import Any
 __all__ = [
     "Answer",
     "BadLine",
-    "FailureKind",
     "Failure",
+    "FailureKind",
     "Line",
     "Outcome",
     "PortkeyFields",

@@ -1,1 +1,1 @@
-"""."""
+"""The command: argv and the environment in, an exit code out."""

@@ -1,1 +1,1 @@
-"""."""
+"""Translate: bytes to records and back. What is spelled somewhere is spelled here, once."""

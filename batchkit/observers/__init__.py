@@ -1,1 +1,1 @@
-"""."""
+"""Tell: one file for each way to tell people how the run stands."""

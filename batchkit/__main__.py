@@ -1,0 +1,5 @@
+import sys
+
+from batchkit.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,225 @@
+"""`batchkit`: argv in, an exit code out. Signals are caught here, and here alone something is printed on stdout.
+
+What takes long to import is imported by the command that needs it, so that `--version` and `--help` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchkit.errors import BatchkitError, Interrupted
+from batchkit.version import __version__
+
+if TYPE_CHECKING:
+    from batchkit.engine.stop import Stop
+
+__all__ = ["main"]
+
+_EPILOG = """\
+exit codes: 0 every request has its result; 1 finished, with failures; 2 wrong usage, settings or input file, nothing was
+sent; 3 stopped early, nothing lost, the same command goes on; 4 the job's files are locked, damaged or belong to another
+input; 130, 143 stopped by a signal after draining, the same command goes on.
+
+Keys come from the environment: PORTKEY_API_KEY (with PORTKEY_VIRTUAL_KEY), or OPENAI_API_KEY.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; `argv` without the program's name, by default what was typed. Returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.command(args)
+        sys.stdout.flush()
+    except BatchkitError as error:
+        return _fail(error, as_json=args.json)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read our output has enough. Python flushes stdout once more at its end, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _fail(error: BatchkitError, *, as_json: bool) -> int:
+    if error.summary is not None:
+        _print_summary(error.summary, as_json=as_json)
+    elif as_json:
+        _print_json({"error": {"code": type(error).__name__, "message": str(error)}})
+    print(f"batchkit: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="batchkit",
+        description="A file of prompts in, a file of answers out. Killed half way and started again, it goes on where it was.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"batchkit {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_validate(commands)
+    for name, command, meaning in (
+        ("status", _status, "how far a job is, from its files, also while it runs"),
+        ("report", _report, "rebuild summary and report from the output files alone"),
+    ):
+        each = commands.add_parser(name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".")
+        each.add_argument("output", metavar="OUTPUT", help="the job's results file")
+        _add_json(each)
+        each.set_defaults(command=command)
+    # Its flags show the defaults of the simulator's settings, which are cheap to import; its server is not.
+    from batchkit.cli.simulate import add_parser  # noqa: PLC0415
+
+    add_parser(commands)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    from batchkit.cli.args import add_run_flags  # noqa: PLC0415 - the simulator's child does without
+
+    run = commands.add_parser(
+        "run",
+        help="work through the input; started again, it goes on where it was",
+        description="Work through INPUT, a JSONL file of chat requests (.gz and .zst are read as they are, - is stdin), into "
+        "OUTPUT. Started again, it goes on where it was.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("input", metavar="INPUT", help="JSONL file of requests, or - for stdin")
+    run.add_argument(
+        "-o", "--output", metavar="OUTPUT", required=True, help="where results go, one line each"
+    )
+    _add_json(run)
+    add_run_flags(run)
+    run.set_defaults(command=_run)
+
+
+def _add_validate(commands: Any) -> None:
+    meaning = (
+        "every bad line of an input, with its number and reason, and duplicate custom_ids; sends nothing"
+    )
+    validate = commands.add_parser(
+        "validate", help=meaning, description=meaning[0].upper() + meaning[1:] + "."
+    )
+    validate.add_argument("input", metavar="INPUT", help="JSONL file of requests, or - for stdin")
+    _add_json(validate)
+    validate.set_defaults(command=_validate)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout instead of text")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from batchkit.cli.args import settings_from  # noqa: PLC0415
+    from batchkit.engine.stop import Stop  # noqa: PLC0415
+    from batchkit.job import run_in_loop, run_job  # noqa: PLC0415
+    from batchkit.observers.progress import choose  # noqa: PLC0415
+    from batchkit.settings import Credentials  # noqa: PLC0415
+
+    settings = settings_from(args, os.environ)
+    observer = choose(settings.progress, sys.stderr)
+
+    async def work() -> dict[str, Any]:
+        stop = Stop()
+        with _Signals(stop):
+            return await run_job(
+                args.input,
+                Path(args.output),
+                settings,
+                Credentials.read(os.environ),
+                stop=stop,
+                observers=() if observer is None else (observer,),
+            )
+
+    summary = run_in_loop(work)
+    _print_summary(summary, as_json=args.json)
+    return 1 if summary["requests"]["failed"] else 0
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM drains, the second leaves; both leave whole files."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._came = 0
+
+    def __enter__(self) -> None:
+        import asyncio  # noqa: PLC0415
+
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._handle, number)
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.remove_signal_handler(number)
+
+    def _handle(self, number: int) -> None:
+        self._came += 1
+        cause = Interrupted(
+            number,
+            f"{signal.Signals(number).name} came: no request is begun any more, answers in flight are waited for "
+            "(once more leaves at once). The same command goes on from here.",
+        )
+        if self._came == 1:
+            self._stop.request(cause)
+        else:
+            self._stop.abandon(cause)
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from batchkit.formats.summary import printable  # noqa: PLC0415
+    from batchkit.validation import validate  # noqa: PLC0415
+
+    found = validate(args.input)
+    if args.json:
+        _print_json(found)
+    else:
+        for line in found["invalid"]:
+            print(f"line {line['index'] + 1}: {printable(line['message'])}")
+        for twice in found["duplicate_custom_ids"]:
+            lines = ", ".join(str(index + 1) for index in twice["indexes"][:10])
+            more = " …" if len(twice["indexes"]) > 10 else ""
+            print(
+                f"custom_id {printable(twice['custom_id'])} stands in {len(twice['indexes'])} lines: {lines}{more}"
+            )
+        print(f"{found['requests']:,} requests, {len(found['invalid']):,} bad lines of {found['lines']:,}")
+    return 1 if found["invalid"] else 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from batchkit.job import status  # noqa: PLC0415
+
+    _print_summary(status(args.output), as_json=args.json)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from batchkit.job import report  # noqa: PLC0415
+
+    _print_summary(report(args.output), as_json=args.json)
+    return 0
+
+
+def _print_summary(summary: Mapping[str, Any], *, as_json: bool) -> None:
+    from batchkit.formats.summary import render  # noqa: PLC0415
+
+    if as_json:
+        _print_json(summary)
+    else:
+        print(render(summary), end="")
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    import orjson  # noqa: PLC0415
+
+    print(orjson.dumps(value).decode())

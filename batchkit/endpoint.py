@@ -1,0 +1,396 @@
+"""One attempt over HTTP: a request out, its answer in. The one place that knows aiohttp, outside the simulator.
+
+What goes wrong out there is data: `Endpoint.attempt` returns a `Failure` for whatever the network or the server does,
+and raises only what is ours, cancellation first of all. What an answer means is not judged here but in
+`formats.completions`; here it is made sure that there is one, whole, within the deadline and within bounds.
+
+One session serves the run and is stripped of what a batch does not need and each request would pay for: cookies, proxy
+variables, redirects, aiohttp's own timeouts and decompression.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import select
+import socket
+import ssl
+import zlib
+from contextvars import ContextVar
+from enum import Enum
+from time import time
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace as AiohttpTrace
+from yarl import URL
+
+from batchkit.formats.completions import EndpointAddress, attempt_headers, read_answer, read_request_id
+from batchkit.records import Answer, Failure, FailureKind, Request, Trace
+
+__all__ = ["BODY_BYTES", "DEFAULT_TIMEOUT_S", "HEADER_FIELD_BYTES", "KEEPALIVE_S", "Endpoint"]
+
+DEFAULT_TIMEOUT_S = 600.0
+"""One attempt, from its start to the last byte."""
+
+BODY_BYTES = 32 * 1024 * 1024
+"""Longest answer that is read, after decompression."""
+
+HEADER_FIELD_BYTES = 64 * 1024
+"""Longest header of an answer; gateways do send tens of kilobytes."""
+
+KEEPALIVE_S = 4.0
+"""Idle connections are dropped this early because common gateways drop them at 5 or 6 s."""
+
+_DNS_TTL_S = 60
+_LARGE_BODY_BYTES = 1024 * 1024
+_KEY_SHOWN = b"[key]"
+
+
+class Endpoint:
+    """Sends the requests of one run to one address.
+
+    An async context manager: connections live from entering to leaving. How many attempts are under way is up to the
+    caller; `timeout` is for each, in seconds.
+    """
+
+    def __init__(self, address: EndpointAddress, *, timeout: float = DEFAULT_TIMEOUT_S) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._url = URL(address.url)
+        self._host = self._url.host or ""
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._session = aiohttp.ClientSession(
+            connector=_Connector(
+                limit=0,
+                keepalive_timeout=KEEPALIVE_S,
+                ttl_dns_cache=_DNS_TTL_S,
+                # The system's own resolver sees what every other program does: hosts file, VPN, mDNS.
+                resolver=aiohttp.ThreadedResolver(),
+            ),
+            headers=self._address.headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None),
+            trust_env=False,
+            auto_decompress=False,
+            max_line_size=HEADER_FIELD_BYTES,
+            max_field_size=HEADER_FIELD_BYTES,
+        )
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def attempt(self, request: Request, trace: Trace) -> Answer:
+        """One HTTP call for `request`. The answer is `Failure` for all that the network or the server does wrong."""
+        if self._session is None:
+            raise RuntimeError("the endpoint is used outside `async with`")
+        task = asyncio.current_task()
+        assert task is not None
+        _stage.set(_Stage.REUSED)
+        # What asyncio.timeout does, for a twentieth of its cost: the deadline cancels the task, and whoever finds the
+        # cancellation to be the deadline's alone turns it into an answer. An outer one, also at the same moment, leaves
+        # `cancelling` raised and goes on its way.
+        cancelling = task.cancelling()
+        deadline = _Deadline(task)
+        handle = self._loop.call_later(self._timeout, deadline)
+        try:
+            return await self._exchange(self._session, request, trace)
+        except asyncio.CancelledError:
+            if not deadline.passed:
+                raise
+            deadline.passed = False
+            if task.uncancel() > cancelling:
+                raise
+            return self._overdue()
+        finally:
+            handle.cancel()
+            if deadline.passed:
+                task.uncancel()
+
+    async def _exchange(self, session: aiohttp.ClientSession, request: Request, trace: Trace) -> Answer:
+        try:
+            headers = attempt_headers(self._address, request.portkey, trace)
+            # aiohttp warns of large bytes; a file is written in pieces.
+            large = len(request.body) > _LARGE_BODY_BYTES
+            response = await session.post(
+                self._url,
+                data=io.BytesIO(request.body) if large else request.body,
+                headers=headers,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            return self._unanswered(error)
+        except ValueError as error:
+            return Failure(
+                FailureKind.INVALID_REQUEST, "invalid_header", f"the request cannot be sent: {error}"
+            )
+        try:
+            return await self._receive(response)
+        finally:
+            # Gives the connection back if the body was read to its end, and closes it otherwise.
+            response.release()
+
+    async def _receive(self, response: aiohttp.ClientResponse) -> Answer:
+        headers = response.headers
+        try:
+            body = await _read(response)
+            if encoding := headers.get("Content-Encoding"):
+                body = _decompressed(body, encoding)
+        except _TooLarge:
+            return Failure(
+                FailureKind.INVALID_RESPONSE,
+                "response_too_large",
+                f"{self._host} answered with more than {BODY_BYTES >> 20} MiB",
+                status=response.status,
+                request_id=read_request_id(headers),
+                maybe_billed=True,
+            )
+        except (zlib.error, _UnknownEncoding):
+            return Failure(
+                FailureKind.INVALID_RESPONSE,
+                "unreadable_encoding",
+                f"{self._host} compressed its answer in a way that cannot be read",
+                status=response.status,
+                request_id=read_request_id(headers),
+                maybe_billed=True,
+            )
+        except (aiohttp.ClientError, OSError, EOFError):
+            return Failure(
+                FailureKind.CONNECTION_ERROR,
+                "answer_cut",
+                f"{self._host} broke off in the middle of its answer (HTTP {response.status})",
+                request_id=read_request_id(headers),
+                maybe_billed=True,
+            )
+        answer = read_answer(response.status, headers, body, time())
+        if isinstance(answer, Failure) and any(secret in body for secret in self._address.secrets):
+            # An error that repeats the key it refuses would carry it into the output.
+            for secret in self._address.secrets:
+                body = body.replace(secret, _KEY_SHOWN)
+            answer = read_answer(response.status, headers, body, time())
+        return answer
+
+    def _overdue(self) -> Failure:
+        if _stage.get() is _Stage.CONNECTING:
+            return Failure(
+                FailureKind.TIMEOUT, "timeout", f"no connection to {self._host} within {self._timeout:g} s"
+            )
+        return Failure(
+            FailureKind.TIMEOUT,
+            "timeout",
+            f"{self._host} gave no whole answer within {self._timeout:g} s",
+            maybe_billed=True,
+        )
+
+    def _unanswered(self, error: Exception) -> Failure:
+        """The failure of an attempt that brought no status. Says nothing of the error's own text, which may quote headers."""
+        match error:
+            case aiohttp.ClientConnectorCertificateError():
+                return Failure(
+                    FailureKind.MISDIRECTED,
+                    "tls_not_verified",
+                    f"the certificate of {self._host} does not verify: {_why_not_verified(error)}",
+                )
+            case aiohttp.ClientConnectorDNSError():
+                return Failure(FailureKind.MISDIRECTED, "host_unknown", f"the name {self._host} is not known")
+            case aiohttp.ClientConnectorSSLError():
+                return Failure(
+                    FailureKind.CONNECTION_ERROR,
+                    "tls_failed",
+                    f"no TLS connection to {self._host} came about",
+                )
+            case aiohttp.ClientConnectorError():
+                reason = error.os_error.strerror or type(error.os_error).__name__
+                return Failure(
+                    FailureKind.CONNECTION_ERROR,
+                    "connection_error",
+                    f"cannot connect to {self._host}: {reason}",
+                )
+            case aiohttp.ClientResponseError():
+                return Failure(
+                    FailureKind.INVALID_RESPONSE,
+                    "malformed_http",
+                    f"{self._host} answered with what is no HTTP, or a header over {HEADER_FIELD_BYTES >> 10} KB",
+                    maybe_billed=True,
+                )
+            case _:
+                sent = _stage.get() is not _Stage.CONNECTING
+                return Failure(
+                    FailureKind.CONNECTION_ERROR,
+                    "connection_error",
+                    f"{self._host} closed the connection before it answered",
+                    maybe_billed=sent,
+                )
+
+
+class _Stage(Enum):
+    """How an attempt came by its connection, which tells whether a byte of it can have been sent."""
+
+    REUSED = 1
+    CONNECTING = 2
+    CONNECTED = 3
+
+
+_stage: ContextVar[_Stage] = ContextVar("_stage", default=_Stage.REUSED)
+"""The stage of the attempt that runs in this context; aiohttp connects in the task that asks for it."""
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Tells an attempt its stage, and looks before a kept connection is used whether the server has left it.
+
+    A server that has closed an idle connection is seen in the socket at once, but by the event loop only at its next
+    turn; what is sent in between is lost, and nobody can tell afterwards whether it was read. Asking the socket costs
+    a microsecond and makes that window as short as the way to the server. A loss within it is a plain connection error:
+    to send again unasked would be to guess that nothing was billed.
+    """
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[AiohttpTrace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
+    ) -> Connection:
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            if _stage.get() is not _Stage.REUSED or not _left_by_server(connection):
+                return connection
+            connection.close()
+
+    async def _create_connection(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[AiohttpTrace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's signature
+    ) -> ResponseHandler:
+        _stage.set(_Stage.CONNECTING)
+        protocol = await super()._create_connection(req, traces, timeout)
+        if (closed := protocol.closed) is not None:
+            closed.add_done_callback(_acknowledge)
+        _stage.set(_Stage.CONNECTED)
+        return protocol
+
+
+_POLL_LEFT = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
+
+
+def _left_by_server(connection: Connection) -> bool:
+    transport = connection.transport
+    sock: socket.socket | None = None if transport is None else transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(sock.fileno(), _POLL_LEFT)
+    return bool(poll.poll(0))
+
+
+class _Deadline:
+    """Cancels a task, and remembers that it was the deadline which did."""
+
+    __slots__ = ("passed", "task")
+
+    def __init__(self, task: asyncio.Task[object]) -> None:
+        self.task = task
+        self.passed = False
+
+    def __call__(self) -> None:
+        self.passed = True
+        self.task.cancel()
+
+
+class _TooLarge(Exception):
+    """The body passes the bound."""
+
+
+class _UnknownEncoding(Exception):
+    """The body is compressed in a way that was not asked for."""
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body as it travels, in pieces up to the bound."""
+    length = response.content_length
+    if length is not None and length > BODY_BYTES:
+        raise _TooLarge
+    content = response.content
+    if content.is_eof():
+        return await content.readany()
+
+    def give_up(_: object) -> None:
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection is gone"))
+
+    # aiohttp forgets to wake the reader when a chunk's length is broken: it would wait for its deadline.
+    closed = _closed(response)
+    if closed is None:
+        give_up(None)
+    else:
+        closed.add_done_callback(give_up)
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        while piece := await content.readany():
+            pieces.append(piece)
+            size += len(piece)
+            if size > BODY_BYTES:
+                raise _TooLarge
+    finally:
+        if closed is not None:
+            closed.remove_done_callback(give_up)
+    return b"".join(pieces)
+
+
+def _closed(response: aiohttp.ClientResponse) -> asyncio.Future[None] | None:
+    """What is done when the connection of `response` is lost; None if it already is."""
+    connection = response.connection
+    protocol = None if connection is None else connection.protocol
+    return None if protocol is None else protocol.closed
+
+
+def _acknowledge(closed: asyncio.Future[None]) -> None:
+    """Looks at how a connection was lost, or asyncio complains that nobody did."""
+    if not closed.cancelled():
+        closed.exception()
+
+
+_GZIP, _ZLIB, _DEFLATE = 31, 15, -15
+"""The `wbits` of zlib's three framings."""
+
+
+def _decompressed(body: bytes, encoding: str) -> bytes:
+    """The body as it was before its Content-Encoding, up to the bound. Raises EOFError if it ends too early."""
+    encoding = encoding.strip().lower()
+    if encoding == "identity" or not body:
+        return body
+    if encoding in ("gzip", "x-gzip"):
+        if body.startswith(b"{"):
+            return body  # unpacked by a gateway that left the header standing
+        framing = _GZIP
+    elif encoding == "deflate":
+        # Meant is zlib's framing, but some servers send none.
+        framing = _ZLIB if body[0] & 0x0F == zlib.DEFLATED else _DEFLATE
+    else:
+        raise _UnknownEncoding
+    inflater = zlib.decompressobj(framing)
+    plain = inflater.decompress(body, BODY_BYTES + 1)
+    if len(plain) > BODY_BYTES:
+        raise _TooLarge
+    if not inflater.eof:
+        raise EOFError
+    return plain
+
+
+def _why_not_verified(error: aiohttp.ClientConnectorCertificateError) -> str:
+    reason = error.certificate_error
+    return (
+        reason.verify_message if isinstance(reason, ssl.SSLCertVerificationError) else type(reason).__name__
+    )

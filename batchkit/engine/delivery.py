@@ -1,0 +1,164 @@
+"""One request to its outcome: admit, send, decide, wait, and again.
+
+The decision is made once after each attempt, by the rules; tenacity carries it out. It is entered only after a first
+failure, since most requests have none and its machinery costs as much as a good part of sending one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import tenacity
+
+from batchkit.engine.gate import Clock, Gate
+from batchkit.engine.stop import Stop
+from batchkit.errors import EndpointRefused
+from batchkit.events import AttemptFailed, Event
+from batchkit.records import Answer, Failure, Outcome, Reply, Request, Trace
+from batchkit.rules.retry import Decision, Remedy, RetryAfter, RetryPolicy, StopRun, remedy_of
+from batchkit.rules.stopping import StopRule
+from batchkit.rules.tracing import Tracer
+
+__all__ = ["Delivery"]
+
+
+@dataclass(slots=True)
+class _History:
+    """What happened to one request so far."""
+
+    attempts: int = 0
+    faults: int = 0
+    latency_s: float = 0.0
+    decision: Decision | None = None
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+class Delivery:
+    """Brings requests to their outcomes over an `attempt` that reports failures as values.
+
+    `jitter` gives random numbers in [0, 1); `emit` tells the observers.
+    """
+
+    def __init__(
+        self,
+        attempt: Callable[[Request, Trace], Awaitable[Answer]],
+        *,
+        gate: Gate,
+        policy: RetryPolicy,
+        stop_rule: StopRule,
+        tracer: Tracer,
+        stop: Stop,
+        clock: Clock,
+        jitter: Callable[[], float],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._send = attempt
+        self._gate = gate
+        self._policy = policy
+        self._stop_rule = stop_rule
+        self._tracer = tracer
+        self._stop = stop
+        self._clock = clock
+        self._jitter = jitter
+        self._emit = emit
+        self.in_flight = 0
+        """Attempts that were sent and not answered yet."""
+
+    @property
+    def proven(self) -> bool:
+        """Whether the endpoint has given a usable completion in this run."""
+        return self._stop_rule.proven
+
+    async def deliver(self, request: Request) -> Outcome | None:
+        """The request's outcome; None when the run stops before there is one, and the request stays open."""
+        history = _History()
+        trace_id = self._tracer.trace_id(request)
+        answer = await self._try(request, trace_id, history)
+        if isinstance(answer, Failure) and isinstance(history.decision, RetryAfter):
+            answer = await self._try_again(request, trace_id, history, answer)
+        if answer is None:
+            return None
+        return Outcome(
+            request.index,
+            request.custom_id,
+            answer,
+            trace_id,
+            history.attempts,
+            # Rounded here and not where it is written: the totals of a run and those rebuilt from its files are one.
+            round(history.latency_s, 6),
+            round(self._clock.time(), 6),
+            history.reasons,
+            request.input_crc32,
+        )
+
+    async def _try_again(
+        self, request: Request, trace_id: str, history: _History, first: Failure
+    ) -> Answer | None:
+        answers: list[Answer] = [first]
+
+        async def attempt() -> Answer | None:
+            return answers.pop() if answers else await self._try(request, trace_id, history)
+
+        async def sleep(seconds: float) -> None:
+            await self._gate.sleep(seconds)
+
+        def wait(_: tenacity.RetryCallState) -> float:
+            return history.decision.seconds if isinstance(history.decision, RetryAfter) else 0.0
+
+        return await tenacity.AsyncRetrying(
+            retry=lambda _: isinstance(history.decision, RetryAfter),
+            wait=wait,
+            stop=tenacity.stop_never,
+            sleep=sleep,
+        )(attempt)
+
+    async def _try(self, request: Request, trace_id: str, history: _History) -> Answer | None:
+        """One attempt and the decision after it. None when the run stops first or with it."""
+        history.decision = None
+        verdict = self._stop_rule.before(request)
+        if verdict is not None:
+            self._end_run(verdict)
+            return None
+        reserved = await self._gate.admit(request)
+        if reserved is None or self._stop.cause is not None:
+            return None
+        history.attempts += 1
+        trace = self._tracer.attempt(request, trace_id, history.attempts)
+        self.in_flight += 1
+        started = self._clock.now()
+        try:
+            answer = await self._send(request, trace)
+        finally:
+            self.in_flight -= 1
+        now = self._clock.now()
+        history.latency_s = now - started
+        self._gate.settle(request, answer, reserved)
+        verdict = self._stop_rule.judge(request, answer, now)
+        if isinstance(answer, Reply):
+            return answer
+        if verdict is not None:
+            self._end_run(verdict)
+            return None
+        return self._decide(request, history, answer)
+
+    def _decide(self, request: Request, history: _History, failure: Failure) -> Failure | None:
+        history.faults += remedy_of(failure) is Remedy.AGAIN
+        decision = self._policy.decide(
+            failure,
+            attempt=history.attempts,
+            faults=history.faults,
+            same=history.reasons[failure.kind.value] + 1,
+            jitter=self._jitter(),
+        )
+        if isinstance(decision, RetryAfter):
+            if self._stop.cause is not None:
+                return None
+            history.reasons[failure.kind.value] += 1
+            self._emit(AttemptFailed(request.index, history.attempts, failure, decision.seconds))
+        history.decision = decision
+        return failure
+
+    def _end_run(self, verdict: StopRun) -> None:
+        self._stop.request(EndpointRefused(verdict.message, code=verdict.code))

@@ -1,0 +1,101 @@
+"""Turns the pacer's seconds into waiting.
+
+Requests pass one behind the other, in the order they came: whoever stands at the front asks the pacer, so a large request
+is not overtaken for ever by small ones. While the pacer lets everything pass, nothing is awaited.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import anyio
+
+from batchkit.engine.stop import Stop
+from batchkit.records import Answer, Failure, FailureKind, Request
+from batchkit.rules.pacing import Pacer, TokenForecast
+
+__all__ = ["Clock", "Gate", "SystemClock"]
+
+_LONGEST_NAP_S = 1.0
+_SHORTEST_NAP_S = 0.001
+
+
+class Clock(Protocol):
+    """Time, as an argument."""
+
+    def now(self) -> float:
+        """Seconds on a steady clock."""
+
+    def time(self) -> float:
+        """Unix time in seconds."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Come back after so many seconds."""
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    now = staticmethod(time.monotonic)
+    time = staticmethod(time.time)
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+
+
+class Gate:
+    """Lets attempts start at the pacer's pace."""
+
+    def __init__(self, pacer: Pacer, clock: Clock, stop: Stop) -> None:
+        self.pacer = pacer
+        self._clock = clock
+        self._stop = stop
+        self._forecast = TokenForecast()
+        self._turn = anyio.Lock()
+        self.waiting = 0
+        """Attempts that stand before the gate."""
+
+    async def admit(self, request: Request) -> float | None:
+        """Wait until an attempt on `request` may start. The tokens reserved for it, or None when the run is stopping."""
+        pacer = self.pacer
+        tokens = self._forecast.tokens(request) if pacer.counts_tokens else 0.0
+        if not self.waiting and pacer.reserve(self._clock.now(), tokens) == 0.0:
+            return tokens
+        self.waiting += 1
+        try:
+            async with self._turn:
+                while (wait := pacer.reserve(self._clock.now(), tokens)) > 0.0:
+                    # Not longer than a second at once: settled tokens and a grown rate bring the moment nearer.
+                    if not await self.sleep(max(_SHORTEST_NAP_S, min(wait, _LONGEST_NAP_S))):
+                        return None
+        finally:
+            self.waiting -= 1
+        return tokens
+
+    def settle(self, request: Request, answer: Answer, reserved: float) -> None:
+        """Tell the pacer what came of an attempt that `admit` let start."""
+        now = self._clock.now()
+        if isinstance(answer, Failure):
+            if answer.kind in (FailureKind.RATE_LIMITED, FailureKind.OVERLOADED):
+                self.pacer.refused(now, answer.retry_after, reserved)
+                return
+            used = None if answer.usage is None else answer.usage.total_tokens
+            self.pacer.accepted(now, reserved, used)
+            return
+        if answer.usage is None:
+            self.pacer.accepted(now)
+            return
+        self.pacer.accepted(now, reserved, answer.usage.total_tokens)
+        if self.pacer.counts_tokens:
+            self._forecast.learn(len(request.body), answer.usage)
+
+    async def sleep(self, seconds: float) -> bool:
+        """Wait; False when the run began to stop meanwhile."""
+        with anyio.CancelScope() as scope:
+            self._stop.ends(scope)
+            try:
+                await self._clock.sleep(seconds)
+            finally:
+                self._stop.forget(scope)
+        return self._stop.cause is None

@@ -1,0 +1,134 @@
+"""Tells the observers. One that fails is dropped with a warning: a broken progress bar must not cost an answer."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from batchkit.engine.delivery import Delivery
+from batchkit.engine.gate import Clock, Gate
+from batchkit.engine.pipeline import Pipeline
+from batchkit.events import Event, Gauges, Notice, Observer
+from batchkit.rules.holding import what_holds
+from batchkit.rules.tally import Tally
+
+__all__ = ["Monitor", "Readings"]
+
+_WINDOW_S = 30.0
+
+
+@dataclass(slots=True)
+class Readings:
+    """Where the gauges are read. `total` and `cost` give None while unknown; a cost comes with whether it is partial."""
+
+    tally: Tally
+    pipeline: Pipeline
+    delivery: Delivery
+    gate: Gate
+    concurrency: int
+    total: Callable[[], int | None]
+    cost: Callable[[], tuple[float | None, bool]]
+
+
+class Monitor:
+    """Hands events and gauges to observers."""
+
+    def __init__(self, observers: Sequence[Observer], clock: Clock) -> None:
+        self._observers = list(observers)
+        self._clock = clock
+        self._samples: deque[tuple[float, int, int]] = deque()
+        self._began = clock.now()
+        self.readings: Readings | None = None
+        """Set before the run begins; without them there is nothing to show."""
+
+    def emit(self, event: Event) -> None:
+        """Tell every observer of `event`."""
+        for observer in tuple(self._observers):
+            try:
+                observer.handle(event)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the run is worth more
+                self._drop(observer, error)
+
+    async def watch(self) -> None:
+        """Tick the observers until cancelled."""
+        self._gauges(self._clock.now())  # what stood when the run began is where its rates begin
+        due = dict.fromkeys(self._observers, self._clock.now())
+        while self._observers:
+            await self._clock.sleep(min(observer.interval_s for observer in self._observers))
+            now = self._clock.now()
+            late = [
+                observer
+                for observer in self._observers
+                if now - due.get(observer, now) >= 0.9 * observer.interval_s
+            ]
+            if late:
+                gauges = self._gauges(now)
+                for observer in late:
+                    due[observer] = now
+                    self._tick(observer, gauges)
+
+    def close(self) -> None:
+        """Show the final state and leave."""
+        gauges = self._gauges(self._clock.now())
+        for observer in tuple(self._observers):
+            self._tick(observer, gauges)
+            try:
+                observer.close()
+            except Exception as error:  # noqa: BLE001 - as above
+                self._drop(observer, error)
+
+    def _tick(self, observer: Observer, gauges: Gauges | None) -> None:
+        if gauges is None:
+            return
+        try:
+            observer.tick(gauges)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._drop(observer, error)
+
+    def _drop(self, observer: Observer, error: Exception) -> None:
+        if observer in self._observers:
+            self._observers.remove(observer)
+            self.emit(Notice(f"{type(observer).__name__} failed and was dropped, the run goes on: {error!r}"))
+
+    def _gauges(self, now: float) -> Gauges | None:
+        readings = self.readings
+        if readings is None:
+            return None
+        tally, gate, delivery, pipeline = readings.tally, readings.gate, readings.delivery, readings.pipeline
+        ended = tally.succeeded + tally.failed
+        tokens = tally.usage.total_tokens
+        self._samples.append((now, ended, tokens))
+        while len(self._samples) > 2 and now - self._samples[1][0] > _WINDOW_S:
+            self._samples.popleft()
+        since, ended_then, tokens_then = self._samples[0]
+        seconds = max(now - since, 1e-9)
+        rate = (ended - ended_then) / seconds
+        total = readings.total()
+        waiting = max(0, pipeline.busy - delivery.in_flight)
+        holding, detail = what_holds(
+            in_flight=delivery.in_flight,
+            concurrency=readings.concurrency,
+            at_gate=gate.waiting,
+            paused_s=gate.pacer.paused_for(now),
+            per_s=gate.pacer.per_s,
+            found=gate.pacer.found,
+            retrying=max(0, waiting - gate.waiting),
+            starved=pipeline.starved,
+        )
+        cost, partial = readings.cost()
+        return Gauges(
+            total=total,
+            succeeded=tally.succeeded,
+            failed=tally.failed,
+            in_flight=delivery.in_flight,
+            waiting=waiting,
+            requests_per_s=rate,
+            tokens_per_s=(tokens - tokens_then) / seconds,
+            cost=cost,
+            cost_is_partial=partial,
+            holding=holding,
+            detail=detail,
+            elapsed_s=now - self._began,
+            seconds_left=None if total is None or rate <= 0 else max(0.0, (total - ended) / rate),
+        )

@@ -1,0 +1,216 @@
+"""Reader, bounded workers, one writer: the run of a job, from a line in to a line out.
+
+Workers pull lines from one reader and hand each outcome to the writer by a plain call, so between a line read and a line
+written nothing is queued: what exists at any moment is one piece of the input and one request for each worker. A slow
+endpoint, or a slow disk, is felt by the reader at once.
+
+A run begins with one worker. The rest follow when the endpoint has given a first usable answer, or has not said anything
+for five seconds: a refused key costs one request, not one for each worker.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from batchkit.engine.gate import Clock
+from batchkit.engine.stop import Stop
+from batchkit.errors import BatchkitError
+from batchkit.records import BadLine, Failure, FailureKind, Outcome, Request
+from batchkit.rules.tracing import derive_trace_id
+
+__all__ = ["Item", "Pipeline"]
+
+_PROBE_S = 5.0
+_ALONE = 20
+"""After so many answers the endpoint is known well enough, whatever they were (`rules.stopping` watches as many)."""
+
+
+class Item(Protocol):
+    """What the reader brings: a line of a file, or a record of a Python caller."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def offset(self) -> int: ...
+
+
+class Pipeline:
+    """Works through batches of lines. `run` may be called once.
+
+    `parse` makes a request of a line; `is_done` tells lines that have their outcome in the output already; `deliver` brings
+    a request to its outcome or to None when the run stops; `write` takes the outcome; `ready`, where given, is awaited
+    before each line is taken, for writers that can be full. `limit` bounds the requests, counted from the input's
+    beginning, of which `before` lie before the first batch.
+    """
+
+    def __init__(
+        self,
+        batches: AsyncIterator[list[Any]],
+        *,
+        parse: Callable[[Any], Request | BadLine],
+        is_done: Callable[[Any], bool],
+        deliver: Callable[[Request], Awaitable[Outcome | None]],
+        proven: Callable[[], bool],
+        write: Callable[[Outcome], None],
+        concurrency: int,
+        job_id: str,
+        stop: Stop,
+        clock: Clock,
+        limit: int | None = None,
+        before: int = 0,
+        ready: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._batches = batches
+        self._parse = parse
+        self._is_done = is_done
+        self._deliver = deliver
+        self._proven = proven
+        self._write = write
+        self._concurrency = concurrency
+        self._job_id = job_id
+        self._stop = stop
+        self._clock = clock
+        self._left = None if limit is None else limit - before
+        self._ready = ready
+        self._lines: deque[Item] = deque()
+        self._reading = anyio.Lock()
+        self._ended = False
+        self._taken: dict[int, int] = {}
+        self._last: tuple[int, int] | None = None
+        self._workers = 0
+        self._answered = 0
+        self._open = False
+        self._probe = anyio.CancelScope()
+        self._broke: Exception | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the input (or its limit) was read to its end."""
+        return self._ended and not self._lines
+
+    @property
+    def busy(self) -> int:
+        """Requests that were taken from the input and have no outcome yet."""
+        return len(self._taken)
+
+    @property
+    def starved(self) -> bool:
+        """Whether workers are waiting for the input."""
+        return self._reading.locked()
+
+    def position(self) -> tuple[int, int] | None:
+        """Index and offset of a line before which all are done; None before the first line."""
+        if self._taken:
+            index = min(self._taken)
+            return index, self._taken[index]
+        if self._lines:
+            return self._lines[0].index, self._lines[0].offset
+        return self._last
+
+    async def run(self) -> None:
+        """Work until the input ends or the run stops. The first error that a worker raised is raised, alone."""
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._open_later, group)
+                self._begin(group)
+        except BaseExceptionGroup:
+            if self._broke is None:
+                raise
+            raise self._broke from None
+
+    def _begin(self, group: TaskGroup) -> None:
+        self._workers += 1
+        group.start_soon(self._work, group)
+
+    async def _open_later(self, group: TaskGroup) -> None:
+        """Let everyone work, if the endpoint takes its time with its first answer."""
+        self._stop.ends(self._probe)
+        with self._probe:
+            await self._clock.sleep(_PROBE_S)
+        self._stop.forget(self._probe)
+        if not self._open and self._stop.cause is None:
+            self._open = True
+            self._begin(group)
+
+    async def _work(self, group: TaskGroup) -> None:
+        try:
+            while (line := await self._next()) is not None:
+                if self._open and self._workers < self._concurrency:
+                    self._begin(group)
+                outcome = await self._outcome(line)
+                if outcome is None:
+                    return
+                self._write(outcome)
+                del self._taken[line.index]
+        except Exception as error:
+            self._broke = self._broke or error
+            raise
+        # The input is at its end: nobody is left to let in.
+        self._probe.cancel()
+
+    async def _outcome(self, line: Item) -> Outcome | None:
+        request = self._parse(line)
+        if isinstance(request, BadLine):
+            return self._failed(request)
+        outcome = await self._deliver(request)
+        if not self._open:
+            self._answered += 1
+            self._open = self._proven() or self._answered >= _ALONE
+        return outcome
+
+    async def _next(self) -> Item | None:
+        """The next line that has no outcome yet; None at the end of the input or of the run."""
+        if self._ready is not None:
+            await self._ready()
+        while self._stop.cause is None:
+            while self._lines:
+                line = self._lines.popleft()
+                self._last = (line.index, line.offset)
+                if self._left is not None:
+                    if self._left <= 0:
+                        self._lines.clear()
+                        self._ended = True
+                        return None
+                    self._left -= 1
+                if not self._is_done(line):
+                    self._taken[line.index] = line.offset
+                    return line
+            if self._ended:
+                return None
+            async with self._reading:
+                if not self._lines and not self._ended:
+                    await self._read()
+        return None
+
+    async def _read(self) -> None:
+        # A reader may wait for ever (a pipe), so a stop does not wait for it.
+        with anyio.CancelScope() as scope:
+            self._stop.ends(scope)
+            try:
+                self._lines.extend(await anext(self._batches))
+            except StopAsyncIteration:
+                self._ended = True
+            except BatchkitError as error:
+                # What is in flight is still worth writing down.
+                self._stop.request(error)
+            finally:
+                self._stop.forget(scope)
+
+    def _failed(self, line: BadLine) -> Outcome:
+        """A line that is not sent: a failure without an attempt."""
+        return Outcome(
+            line.index,
+            line.custom_id,
+            Failure(FailureKind.BAD_LINE, line.code, line.message),
+            derive_trace_id(self._job_id, line.index),
+            0,
+            0.0,
+            round(self._clock.time(), 6),
+            input_crc32=line.input_crc32,
+        )

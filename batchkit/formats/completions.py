@@ -1,0 +1,599 @@
+"""The chat completions API in bytes: what an attempt sends beside its body, and what the answer means.
+
+Outward there are two sets of headers. Those that never change during a run are made once by `endpoint_address`;
+`attempt_headers` adds the few that belong to one attempt. Inward, `read_answer` is a judgement by tables: a word of
+the provider's (`error.code`, then `error.type`) outranks the status, and the message is looked at only where both
+leave a question open. A status of 200 proves nothing; only a completion in `choices` does.
+
+The shapes are those of https://platform.openai.com/docs/api-reference/chat and https://portkey.ai/docs/api-reference.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from hashlib import blake2b
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import orjson
+
+from batchkit.errors import UsageError
+from batchkit.records import Answer, Failure, FailureKind, PortkeyFields, Reply, Trace, Usage
+
+__all__ = [
+    "HEADER_BYTES",
+    "METADATA_VALUE_CHARS",
+    "RETRY_AFTER_CAP_S",
+    "EndpointAddress",
+    "attempt_headers",
+    "endpoint_address",
+    "read_answer",
+    "read_request_id",
+]
+
+METADATA_VALUE_CHARS = 128
+"""Portkey's bound on a metadata value (https://portkey.ai/docs/product/observability/metadata)."""
+
+HEADER_BYTES = 15 * 1024
+"""Most bytes our headers may take: a gateway on Node answers 431 at 16 KB, the request line and Host included."""
+
+RETRY_AFTER_CAP_S = 300.0
+"""Longest wait a server is granted; what asks for more reads as exactly this."""
+
+_TEXT_CHARS = 64 * 1024
+_MESSAGE_CHARS = 1000
+_WORD_CHARS = 200
+_SECRET_CHARS = 12
+"""Shorter keys are placeholders such as EMPTY or none, and would be found in innocent text."""
+
+
+# --- outward -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointAddress:
+    """Where a run sends its requests, and as whom.
+
+    `headers` go with every request and hold the keys; `secrets` are those keys once more, so that they can be taken out
+    of an answer that repeats them. Neither shows in the repr. `metadata` are the run's own Portkey metadata, already in
+    `headers`, under those of a record. `portkey` tells which trace headers are understood.
+    """
+
+    base_url: str
+    portkey: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[bytes, ...] = field(default=(), repr=False)
+
+    @property
+    def url(self) -> str:
+        """What is POSTed to."""
+        return self.base_url + "/chat/completions"
+
+
+def endpoint_address(
+    base_url: str,
+    *,
+    version: str,
+    timeout: float,
+    openai_api_key: str | None = None,
+    portkey_api_key: str | None = None,
+    portkey_virtual_key: str | None = None,
+    portkey_config: str | None = None,
+    portkey_provider: str | None = None,
+    portkey_metadata: Mapping[str, str] | None = None,
+    cache_namespace: str | None = None,
+    cache_force_refresh: bool = False,
+) -> EndpointAddress:
+    """The address of a run; `timeout` is an attempt's, in seconds, `version` ours.
+
+    An endpoint is Portkey's when a Portkey key, config or provider is given. The OpenAI key goes to it only where a
+    provider is named, for then it is that provider's key; without one it is not Portkey's to see. What the run asks of
+    Portkey is sent wherever it goes, since it was asked for. Raises `UsageError`, which never shows a value, for what no
+    header can carry.
+    """
+    portkey = bool(portkey_api_key or portkey_config or portkey_provider)
+    metadata = dict(portkey_metadata or {})
+    for name, value in metadata.items():
+        if len(value) > METADATA_VALUE_CHARS:
+            raise UsageError(
+                f"metadata {name!r} has {len(value)} characters; Portkey takes {METADATA_VALUE_CHARS}"
+            )
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "Accept-Encoding": "gzip, deflate",
+        "User-Agent": f"batchkit/{version}",
+    }
+    if openai_api_key and (portkey_provider or not portkey):
+        headers["Authorization"] = f"Bearer {openai_api_key}"
+    if portkey:
+        # A gateway that is merely hung up on lets the provider work on, and bill: it is told to stop just before us.
+        milliseconds = timeout * 1000
+        headers["x-portkey-request-timeout"] = str(max(1, int(milliseconds - min(1000, milliseconds * 0.05))))
+        if portkey_virtual_key:
+            headers["x-portkey-virtual-key"] = portkey_virtual_key
+    asked = {
+        "x-portkey-api-key": portkey_api_key,
+        "x-portkey-config": portkey_config,
+        "x-portkey-provider": portkey_provider,
+        "x-portkey-metadata": _metadata_header(metadata) if metadata else None,
+        "x-portkey-cache-namespace": cache_namespace,
+        # Its mere presence refreshes in the open-source gateway, so "false" is never said.
+        "x-portkey-cache-force-refresh": "true" if cache_force_refresh else None,
+    }
+    headers.update((name, value) for name, value in asked.items() if value)
+    for name, value in headers.items():
+        if not (value.isascii() and value.isprintable()):
+            raise UsageError(
+                f"the value for the header {name} has characters that no header can carry; set it anew"
+            )
+    if (size := _size(headers)) > HEADER_BYTES:
+        raise UsageError(
+            f"the headers of every request take {size} bytes; at most {HEADER_BYTES} get through"
+        )
+    keys = (openai_api_key, portkey_api_key, portkey_virtual_key)
+    secrets = tuple(key.encode() for key in keys if key is not None and len(key) >= _SECRET_CHARS)
+    return EndpointAddress(base_url.rstrip("/"), portkey, headers, metadata, secrets)
+
+
+def attempt_headers(address: EndpointAddress, portkey: PortkeyFields | None, trace: Trace) -> dict[str, str]:
+    """The headers of one attempt, to go over `address.headers`; `portkey` is what its record asks for itself.
+
+    Raises ValueError when together they are more than gets through.
+    """
+    if not address.portkey:
+        return {
+            "traceparent": f"00-{_hex_id(trace.trace_id, 32)}-{_hex_id(trace.span_id, 16)}-01",
+            "X-Client-Request-Id": f"{trace.trace_id}-{trace.span_id}",
+        }
+    headers = {"x-portkey-trace-id": trace.trace_id, "x-portkey-span-id": trace.span_id}
+    if trace.parent_span_id is not None:
+        headers["x-portkey-parent-span-id"] = trace.parent_span_id
+    if portkey is None:
+        return headers
+    if portkey.span_name is not None:
+        headers["x-portkey-span-name"] = portkey.span_name
+    if portkey.metadata:
+        headers["x-portkey-metadata"] = _metadata_header({**address.metadata, **portkey.metadata})
+    if portkey.cache_namespace is not None:
+        headers["x-portkey-cache-namespace"] = portkey.cache_namespace
+    if portkey.cache_force_refresh:
+        headers["x-portkey-cache-force-refresh"] = "true"
+    if (size := _size({**address.headers, **headers})) > HEADER_BYTES:
+        raise ValueError(f"the request's headers take {size} bytes; at most {HEADER_BYTES} get through")
+    return headers
+
+
+def _metadata_header(metadata: Mapping[str, str]) -> str:
+    """One JSON object in ASCII: other alphabets travel as escapes, since a header is no place for UTF-8."""
+    return json.dumps(metadata, separators=(",", ":"))
+
+
+def _size(headers: Mapping[str, str]) -> int:
+    return sum(len(name) + len(value) + len(": \r\n") for name, value in headers.items())
+
+
+_HEX = re.compile("[0-9a-f]+")
+
+
+def _hex_id(text: str, digits: int) -> str:
+    """`text` where W3C takes it as an id of so many hex digits, else such an id derived from it."""
+    if len(text) == digits and _HEX.fullmatch(text) and text.strip("0"):
+        return text
+    return blake2b(text.encode(), digest_size=digits // 2).hexdigest()
+
+
+# --- inward --------------------------------------------------------------------------------------------------------
+
+
+def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Answer:
+    """What an answer that came whole means.
+
+    `headers` are looked up by lower-case names. `now` is Unix time in seconds, for a Retry-After that is a date. A valid
+    JSON body is kept as it came but for line breaks between its tokens, and for characters that are none (half of a
+    surrogate pair, bytes that are no UTF-8), which become U+FFFD: a paid answer is not lost to a broken emoji.
+    """
+    document: Any
+    try:
+        document, is_json = orjson.loads(body), True
+    except orjson.JSONDecodeError:
+        body = _mended(body)
+        try:
+            document, is_json = orjson.loads(body), True
+        except orjson.JSONDecodeError:
+            document, is_json = None, False
+    if is_json and (b"\n" in body or b"\r" in body):
+        # A line break within a JSON string is always escaped, so these only stand between tokens.
+        body = body.translate(None, b"\r\n")
+
+    if 200 <= status < 300 and is_json and type(document) is dict:
+        finish_reason = _finish_reason(document)
+        if finish_reason is not None and not document.get("error"):
+            model = document.get("model")
+            if type(model) is not str:
+                model = ""
+            usage = _read_usage(document.get("usage"))
+            request_id = read_request_id(headers)
+            if finish_reason not in _FILTERED:
+                return Reply(status, request_id, body, model, usage, finish_reason or None)
+            return Failure(
+                FailureKind.CONTENT_FILTER,
+                "content_filter",
+                "the provider's filter withheld the answer",
+                status=status,
+                request_id=request_id,
+                body=body,
+                model=model,
+                usage=usage,
+            )
+    return _read_failure(status, headers, document, body, is_json=is_json, now=now)
+
+
+_FILTERED = frozenset({"content_filter", "safety", "SAFETY"})
+
+
+def _finish_reason(document: dict[str, Any]) -> str | None:
+    """Why the completion ended ("" if it does not say), or None if there is no completion.
+
+    Of several choices the first speaks for all, unless it was filtered and another was not.
+    """
+    choices = document.get("choices")
+    if type(choices) is not list:
+        return None
+    reason: str | None = None
+    for choice in choices:
+        if type(choice) is not dict or type(choice.get("message")) is not dict:
+            return None
+        said = choice.get("finish_reason")
+        reason = said if type(said) is str else ""
+        if reason not in _FILTERED:
+            break
+    return reason
+
+
+_MOST_TOKENS = 10**12
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
+
+
+def _read_usage(usage: Any) -> Usage | None:
+    """The tokens, or None if they are missing or cannot be believed: unknown is not zero."""
+    if type(usage) is not dict:
+        return None
+    prompt = _count(usage.get("prompt_tokens"))
+    completion = _count(usage.get("completion_tokens"))
+    if prompt is None or completion is None:
+        return None
+    total = _count(usage.get("total_tokens"))
+    return Usage(
+        prompt,
+        completion,
+        prompt + completion if total is None else total,
+        _detail(usage.get("prompt_tokens_details"), "cached_tokens"),
+        _detail(usage.get("completion_tokens_details"), "reasoning_tokens"),
+    )
+
+
+def _detail(details: Any, name: str) -> int:
+    return (_count(details.get(name)) or 0) if type(details) is dict else 0
+
+
+_REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid", "cf-ray")
+
+
+def read_request_id(headers: Mapping[str, str]) -> str:
+    """The provider's name for the answer, "" if it gave none."""
+    for name in _REQUEST_ID_HEADERS:
+        value = headers.get(name)
+        if value:
+            return _ascii(value[:_WORD_CHARS])
+    return ""
+
+
+def _ascii(header: str) -> str:
+    """Header bytes that are no UTF-8 arrive as lone surrogates, which no JSON line can hold."""
+    return header if header.isascii() else header.encode("ascii", "replace").decode()
+
+
+# Any escape in a JSON string: a surrogate pair is matched as one, so that what is left of group 2 is half of one.
+_ESCAPE = re.compile(
+    rb"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
+
+
+def _mended(body: bytes) -> bytes:
+    """The body without a byte order mark, and with U+FFFD for what is no character."""
+    text = body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").encode()
+    return _ESCAPE.sub(lambda found: rb"\ufffd" if found[2] else found[0], text)
+
+
+# --- failures ------------------------------------------------------------------------------------------------------
+
+_KIND_BY_WORD: Mapping[str, FailureKind] = {
+    word: kind
+    for kind, words in {
+        FailureKind.QUOTA_EXHAUSTED: (
+            "insufficient_quota",
+            "credit_balance_exhausted",
+            "organization_spend_limit_exceeded",
+            "project_spend_limit_exceeded",
+            "organization_usage_limit_exceeded",
+            "billing_hard_limit_reached",
+            "enforced_spend_limit_reached",
+            "billing_not_active",
+            "billing_error",
+        ),
+        FailureKind.KEY_REFUSED: ("invalid_api_key", "authentication_error", "permission_error"),
+        FailureKind.RATE_LIMITED: (
+            "rate_limit_exceeded",
+            "rate_limit_error",
+            "too_many_requests",
+            "resource_exhausted",
+            "throttlingexception",
+        ),
+        FailureKind.OVERLOADED: ("slow_down", "overloaded", "overloaded_error", "engine_overloaded"),
+        FailureKind.SERVER_ERROR: ("server_error", "internal_error", "internal_server_error"),
+        FailureKind.TIMEOUT: ("timeout_error", "request_timeout", "deadline_exceeded"),
+        FailureKind.NOT_FOUND: ("model_not_found", "deploymentnotfound"),
+        FailureKind.CONTENT_FILTER: (
+            "content_filter",
+            "content_policy_violation",
+            "responsibleaipolicyviolation",
+            "data_inspection_failed",
+        ),
+        FailureKind.INVALID_REQUEST: (
+            "context_length_exceeded",
+            "request_too_large",
+            "string_above_max_length",
+            "unsupported_parameter",
+            "unsupported_value",
+            "unknown_parameter",
+            "missing_required_parameter",
+            "invalid_value",
+            "invalid_type",
+            "invalid_prompt",
+            "hooks_failed",
+        ),
+    }.items()
+    for word in words
+}
+"""What a provider's own word means, whatever the status. In lower case."""
+
+_KIND_BY_VAGUE_WORD: Mapping[str, FailureKind] = {
+    "invalid_request_error": FailureKind.INVALID_REQUEST,
+    "badrequesterror": FailureKind.INVALID_REQUEST,
+    "not_found_error": FailureKind.NOT_FOUND,
+    "requests": FailureKind.RATE_LIMITED,
+    "tokens": FailureKind.RATE_LIMITED,
+}
+"""Words that say less than most statuses do (OpenAI's 401, 404 and 400 all are `invalid_request_error`): they count
+where a success's status says nothing at all."""
+
+_KIND_BY_STATUS: Mapping[int, FailureKind] = {
+    401: FailureKind.KEY_REFUSED,
+    402: FailureKind.QUOTA_EXHAUSTED,
+    403: FailureKind.KEY_REFUSED,
+    404: FailureKind.NOT_FOUND,
+    408: FailureKind.TIMEOUT,
+    409: FailureKind.SERVER_ERROR,
+    412: FailureKind.QUOTA_EXHAUSTED,  # Portkey's budget
+    425: FailureKind.SERVER_ERROR,
+    429: FailureKind.RATE_LIMITED,
+    501: FailureKind.INVALID_REQUEST,
+    505: FailureKind.INVALID_REQUEST,
+    529: FailureKind.OVERLOADED,
+}
+_KIND_BY_HUNDRED: Mapping[int, FailureKind] = {
+    3: FailureKind.MISDIRECTED,
+    4: FailureKind.INVALID_REQUEST,
+    5: FailureKind.SERVER_ERROR,
+}
+
+_GATEWAY_TIMEOUTS = frozenset({504, 524})
+"""Statuses behind which the provider may still be at work."""
+
+_TOO_LARGE = re.compile(r"request too large|reduce your message size", re.IGNORECASE)
+_NO_CREDIT = re.compile(r"credit balance is too low", re.IGNORECASE)
+_OVERLOAD = re.compile(r"overload|(?:over|at) capacity|slow[ _]down", re.IGNORECASE)
+
+
+class _Said(NamedTuple):
+    """An error in the provider's words; "" and None for what it left out. `is_error` tells that it calls itself one."""
+
+    code: str = ""
+    type: str = ""
+    message: str = ""
+    status: int | None = None
+    is_error: bool = False
+
+
+def _read_failure(
+    status: int, headers: Mapping[str, str], document: Any, body: bytes, *, is_json: bool, now: float
+) -> Failure:
+    said = _find_error(document) if is_json else _Said(message=_plain_text(body))
+    model = document.get("model") if type(document) is dict else None
+    maybe_billed = False
+    if 200 <= status < 300 and not is_json:
+        kind = FailureKind.NOT_AN_API
+        # What begins as an object is an answer that broke on its way rather than a page from elsewhere.
+        maybe_billed = body.lstrip().startswith(b"{")
+        code = "broken_json" if maybe_billed else kind.value
+        message = f"HTTP {status} with a body that is no JSON: {_excerpt(body)}"
+    elif 200 <= status < 300 and type(document) is not dict:
+        kind, code, message = FailureKind.NOT_AN_API, "", f"HTTP {status} with JSON that is no object"
+    elif 200 <= status < 300 and not said.is_error:
+        kind, code = FailureKind.INVALID_RESPONSE, ""
+        message = f"HTTP {status} without a completion" + (f": {said.message}" if said.message else "")
+    else:
+        kind, code = _judge(status, said)
+        maybe_billed = kind is FailureKind.TIMEOUT or status in _GATEWAY_TIMEOUTS
+        message = said.message or _describe(status, headers, body, is_json=is_json)
+    return Failure(
+        kind,
+        (code or kind.value)[:_WORD_CHARS],
+        message[:_MESSAGE_CHARS],
+        status=status,
+        request_id=read_request_id(headers),
+        body=body if is_json else _as_json_string(body),
+        model=model if type(model) is str else "",
+        usage=_read_usage(document.get("usage")) if type(document) is dict else None,
+        retry_after=_read_retry_after(headers, now),
+        should_retry=_SHOULD_RETRY.get(headers.get("x-should-retry", "").lower()),
+        maybe_billed=maybe_billed,
+    )
+
+
+_SHOULD_RETRY: Mapping[str, bool] = {"true": True, "false": False}
+
+
+def _judge(status: int, said: _Said) -> tuple[FailureKind, str]:
+    """The kind of an error, and the code to file it under ("" if the provider has no word for it)."""
+    code = said.code or said.type
+    words = (said.code.lower(), said.type.lower())
+    telling = status
+    if 200 <= status < 300:
+        telling = said.status or 0
+    kind = _KIND_BY_WORD.get(words[0]) or _KIND_BY_WORD.get(words[1])
+    if kind is None and not telling:
+        kind = _KIND_BY_VAGUE_WORD.get(words[0]) or _KIND_BY_VAGUE_WORD.get(words[1])
+    if kind is None:
+        kind = _KIND_BY_STATUS.get(telling) or _KIND_BY_HUNDRED.get(telling // 100, FailureKind.SERVER_ERROR)
+
+    if kind is FailureKind.RATE_LIMITED and (telling == 413 or _TOO_LARGE.search(said.message)):
+        # It will be as large the next time: no waiting makes it fit.
+        return FailureKind.INVALID_REQUEST, "request_too_large"
+    if kind in _MAY_MEAN_NO_CREDIT and _NO_CREDIT.search(said.message):
+        return FailureKind.QUOTA_EXHAUSTED, "credit_balance_too_low"
+    if kind is FailureKind.SERVER_ERROR and _OVERLOAD.search(said.message):
+        return FailureKind.OVERLOADED, code
+    if status == 446 and code in ("", "hooks_failed"):
+        return kind, "guardrail_denied"
+    if kind is FailureKind.MISDIRECTED:
+        return kind, "redirected"
+    return kind, code
+
+
+_MAY_MEAN_NO_CREDIT = frozenset(
+    {FailureKind.INVALID_REQUEST, FailureKind.KEY_REFUSED, FailureKind.RATE_LIMITED}
+)
+
+
+def _find_error(document: Any) -> _Said:
+    """The words of an error, wherever a provider or a gateway keeps them.
+
+    Known: `{"error": {…}}` and `{"error": "…"}`, the same in a list (Gemini), `{"errors": [{…}]}` (Cloudflare),
+    `{"status": "failure", "message"}`, `{"success": false, "data": {"message", "errorCode"}}` and `{"html-message"}`
+    (Portkey), `{"object": "error", "message", "type", "code"}` (vLLM), `{"detail": …}` (FastAPI).
+    """
+    if type(document) is list and document:
+        document = document[0]
+    if type(document) is not dict:
+        return _Said(message=document if type(document) is str else "")
+    error = document.get("error") or document.get("errors")
+    if type(error) is list:
+        error = error[0] if error else None
+    failed = (
+        bool(error)
+        or document.get("status") == "failure"
+        or document.get("success") is False
+        or "error" in (document.get("object"), document.get("type"))
+    )
+    inner = (
+        error if type(error) is dict else document.get("data") if document.get("success") is False else None
+    )
+    if type(inner) is not dict:
+        inner = document
+    code = _word(inner.get("code")) or _word(inner.get("errorCode"))
+    kind = _word(inner.get("type")) or _word(inner.get("error_type")) or _word(inner.get("status"))
+    number = int(code) if len(code) == 3 and code.isascii() and code.isdigit() else None
+    return _Said(
+        "" if code.isdigit() else code,
+        "" if kind.isdigit() else kind,
+        _message(inner) or (error if type(error) is str else _message(document)),
+        number if number is not None and 400 <= number < 600 else None,
+        failed,
+    )
+
+
+def _word(value: Any) -> str:
+    if type(value) is int:
+        return str(value)
+    return value if type(value) is str and value not in _EMPTY_WORDS else ""
+
+
+_EMPTY_WORDS = frozenset({"error", "failure"})
+"""They say that something failed, not what."""
+
+
+def _message(document: dict[str, Any]) -> str:
+    for name in ("message", "html-message", "detail"):
+        value = document.get(name)
+        if value:
+            return value if type(value) is str else orjson.dumps(value).decode()
+    return ""
+
+
+def _describe(status: int, headers: Mapping[str, str], body: bytes, *, is_json: bool) -> str:
+    if 300 <= status < 400:
+        try:
+            host = urlsplit(_ascii(headers.get("location", ""))).hostname
+        except ValueError:
+            host = None
+        return f"HTTP {status}: a redirect{f' to {host}' if host else ''}, and redirects are not followed"
+    return f"HTTP {status}" + ("" if is_json else f": {_excerpt(body)}")
+
+
+def _excerpt(body: bytes) -> str:
+    return " ".join(body[:400].decode("utf-8", "replace").split())[:200] or "an empty body"
+
+
+def _plain_text(body: bytes) -> str:
+    """What a body that is no JSON says in plain words: a proxy's one-line error, but no web page."""
+    return "" if body.lstrip()[:1] in (b"", b"<") else _excerpt(body)
+
+
+def _as_json_string(body: bytes) -> bytes:
+    text = body[: 4 * _TEXT_CHARS].decode("utf-8", "replace")
+    if len(body) > _TEXT_CHARS and (len(text) > _TEXT_CHARS or len(body) > 4 * _TEXT_CHARS):
+        text = f"{text[:_TEXT_CHARS]}… [cut here; {len(body)} bytes in all]"
+    return orjson.dumps(text)
+
+
+def _read_retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """The wait that was asked for, in seconds from 0 to the cap; None if there is none that makes sense."""
+    milliseconds = _number(headers.get("retry-after-ms", ""))
+    if milliseconds is not None:
+        return _bounded(milliseconds / 1000)
+    text = headers.get("retry-after", "")[:_WORD_CHARS].strip()
+    if not text:
+        return None
+    seconds = _number(text)
+    if seconds is None:
+        try:
+            when = parsedate_to_datetime(text)
+            seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - now
+        except (ValueError, TypeError, OverflowError, IndexError):
+            # A gateway joins a header that came twice: "5, 5".
+            seconds = _number(text.partition(",")[0])
+    return None if seconds is None else _bounded(seconds)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, 0.0), RETRY_AFTER_CAP_S)

@@ -1,0 +1,234 @@
+"""The summary for the eye: one HTML file that needs no network, no script and no second file.
+
+It reads the summary's JSON and nothing else, so it can be made from a summary file long after the run. Whatever came
+from outside goes through `_text`: it is escaped for HTML, with control and bidi characters written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from batchkit.formats.summary import amount, dollars, duration, moment, printable, what_next
+
+__all__ = ["render_html"]
+
+_MOST_BARS = 12
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2430; --soft: #5c6675; --line: #dfe3ea; --page: #f6f7f9; --card: #fff;
+  --good: #2e8b57; --bad: #c8453b; --wait: #b9c0cc; --one: #3a6ea8; --two: #d98e32; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #98a2b1; --line: #313947; --page: #14181f;
+  --card: #1c222c; --good: #4db37c; --bad: #e2695f; --wait: #465064; --one: #6ea3dc; --two: #e5a756; } }
+* { box-sizing: border-box; }
+body { margin: 0; padding: 2rem 1rem; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
+main { max-width: 60rem; margin: auto; }
+h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.05rem; margin: 0 0 .6rem; }
+p { margin: .3rem 0; } .soft { color: var(--soft); }
+.badge { font-size: .85rem; font-weight: 600; padding: .15rem .6rem; border-radius: 1rem; color: #fff;
+  background: var(--soft); vertical-align: middle; }
+.badge.completed { background: var(--good); } .badge.stopped, .badge.interrupted { background: var(--bad); }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: 1rem 1.2rem;
+  margin-top: 1rem; overflow-x: auto; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1rem; }
+.figures b { display: block; font-size: 1.5rem; line-height: 1.3; } .figures span { color: var(--soft); }
+.done { display: flex; height: .8rem; margin: 1rem 0 .6rem; border-radius: .4rem; overflow: hidden; background: var(--wait); }
+.done i { display: block; } .done .bad { min-width: 3px; } .good { background: var(--good); } .bad { background: var(--bad); }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-top: 1px solid var(--line); vertical-align: top; }
+thead th { border: 0; color: var(--soft); font-weight: 500; } td { overflow-wrap: anywhere; } td:first-child { min-width: 10rem; }
+.n { text-align: right; white-space: nowrap; overflow-wrap: normal; }
+svg { display: block; width: 100%; min-width: 32rem; height: auto; margin-top: .4rem; } svg text { fill: var(--ink); font-size: 12px; }
+.one { fill: var(--one); } .two { fill: var(--two); }
+.key::before { content: ""; display: inline-block; width: .7rem; height: .7rem; margin-right: .35rem;
+  background: currentColor; } .key.c1 { color: var(--one); } .key.c2 { color: var(--two); margin-left: 1rem; }
+.key span { color: var(--soft); }
+"""
+
+
+def render_html(summary: Mapping[str, Any]) -> str:
+    """The whole page, for the summary that `formats.summary.build` made."""
+    body = "".join(
+        (
+            _head(summary),
+            _requests(summary),
+            _models(summary),
+            _latency(summary),
+            _errors(summary),
+            _attempts(summary),
+        )
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(summary['job_id'])} · batchkit</title>\n"
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+    )
+
+
+def _head(summary: Mapping[str, Any]) -> str:
+    status, time = str(summary["status"]), summary["time"]
+    when = ""
+    if time["started_at"] is not None:
+        span = f"{moment(time['started_at'])} to {moment(time['finished_at'])}"
+        when = f'<p class="soft">{span}, {duration(time["active_s"])} at work</p>\n'
+    simulated = '<p class="soft">Simulated: nothing was billed.</p>\n' if summary.get("simulated") else ""
+    badge = f'<span class="badge {_text(status)}">{_text(status)}</span>'
+    return f"<h1>Job {_text(summary['job_id'])} {badge}</h1>\n{when}{simulated}<p>{_text(what_next(summary))}</p>\n"
+
+
+def _requests(summary: Mapping[str, Any]) -> str:
+    requests, usage, rates = summary["requests"], summary["usage"], summary["throughput"]
+    ended = requests["succeeded"] + requests["failed"]
+    total = max(requests["total"] or ended, 1)
+    of = "" if requests["total"] is None else f" of {requests['total']:,}"
+    figures = [
+        (f"{requests['succeeded']:,}", f"results{of}"),
+        (f"{requests['failed']:,}", "failures"),
+        (_cost(summary["cost"]), "cost, list prices"),
+        (f"{usage['prompt_tokens']:,}", f"prompt tokens, {usage['cached_tokens']:,} cached"),
+        (f"{usage['completion_tokens']:,}", f"completion tokens, {usage['reasoning_tokens']:,} reasoning"),
+    ]
+    if requests["pending"]:
+        figures.insert(2, (f"{requests['pending']:,}", "pending"))
+    if rates["requests_per_s"] is not None:
+        figures.append(
+            (amount(rates["requests_per_s"]), f"requests/s, {amount(rates['tokens_per_s'])} tokens/s")
+        )
+    notes = []
+    if requests.get("truncated"):
+        notes.append(f"{requests['truncated']:,} results were cut at their length limit.")
+    if usage["unknown"]:
+        notes.append(f"{usage['unknown']:,} results came without usage; tokens and cost leave them out.")
+    if summary["cost"]["unpriced_models"]:
+        notes.append(f"No known price: {_text(', '.join(summary['cost']['unpriced_models']))}.")
+    bars = "".join(
+        f'<i class="{kind}" style="width:{100 * count / total:.2f}%"></i>'
+        for kind, count in (("good", requests["succeeded"]), ("bad", requests["failed"]))
+        if count
+    )
+    cells = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in figures)
+    return _section(
+        "",
+        f'<div class="figures">{cells}</div>\n<p class="done">{bars}</p>\n'
+        + "".join(f'<p class="soft">{note}</p>\n' for note in notes),
+    )
+
+
+def _models(summary: Mapping[str, Any]) -> str:
+    models = sorted(summary["models"].items(), key=lambda item: -item[1]["usage"]["total_tokens"])
+    if not models:
+        return ""
+    most = max(max(_sides(model["usage"])) for _, model in models) or 1
+    bars = []
+    for place, (name, model) in enumerate(models[:_MOST_BARS]):
+        top = place * 46
+        bars.append(f'<text x="0" y="{top + 12}">{_text(_short(name))}</text>')
+        for offset, kind, count in zip((17, 29), ("one", "two"), _sides(model["usage"]), strict=True):
+            bars.append(_bar(top + offset, kind, count / most, f"{count:,}"))
+    height = 46 * min(len(models), _MOST_BARS)
+    rows = [
+        (
+            _text(name),
+            f"{model['requests']:,}",
+            *(
+                f"{model['usage'][key]:,}"
+                for key in ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
+            ),
+            "not known" if model["cost"] is None else dollars(model["cost"]),
+        )
+        for name, model in models
+    ]
+    key = (
+        '<p><span class="key c1"><span>prompt tokens</span></span><span class="key c2"><span>completion tokens</span>'
+        "</span></p>\n"
+    )
+    heads = ("model", "requests", "prompt", "cached", "completion", "reasoning", "cost")
+    return _section("Usage by model", key + _svg(height, bars) + _table(heads, rows))
+
+
+def _latency(summary: Mapping[str, Any]) -> str:
+    latency = summary["latency_s"]
+    if latency["max"] is None:
+        return ""
+    longest = latency["max"] or 1
+    bars = []
+    for place, name in enumerate(("p50", "p90", "p99", "max")):
+        top = place * 22
+        bars.append(f'<text x="0" y="{top + 12}">{name}</text>')
+        bars.append(_bar(top + 3, "one", latency[name] / longest, f"{amount(latency[name])} s", left=40))
+    return _section("Latency of the last attempts", _svg(22 * 4, bars))
+
+
+def _errors(summary: Mapping[str, Any]) -> str:
+    errors = sorted(summary["errors"].items(), key=lambda item: (-item[1]["count"], item[0]))
+    if not errors:
+        return ""
+    rows = [(_text(code), f"{error['count']:,}", _text(_short(error["example"]))) for code, error in errors]
+    return _section("Failures", _table(("code", "count", "first"), rows, numbers=(1,)))
+
+
+def _attempts(summary: Mapping[str, Any]) -> str:
+    attempts = summary["attempts"]
+    reasons = sorted(attempts["by_reason"].items(), key=lambda item: (-item[1], item[0]))
+    told = f"<p>{attempts['total']:,} attempts, {attempts['retried']:,} of them repeated.</p>\n"
+    table = (
+        _table(("repeated because of", "attempts"), [(_text(r), f"{n:,}") for r, n in reasons])
+        if reasons
+        else ""
+    )
+    return _section("Attempts", told + table)
+
+
+def _section(title: str, content: str) -> str:
+    head = f"<h2>{title}</h2>\n" if title else ""
+    return f"<section>\n{head}{content}</section>\n"
+
+
+def _table(
+    heads: tuple[str, ...], rows: Iterable[tuple[str, ...]], numbers: tuple[int, ...] | None = None
+) -> str:
+    """A table of ready HTML cells; `numbers` are the columns set to the right, by default all but the first."""
+    right = range(1, len(heads)) if numbers is None else numbers
+
+    def line(tag: str, cells: tuple[str, ...]) -> str:
+        return "".join(
+            f'<{tag} class="n">{cell}</{tag}>' if place in right else f"<{tag}>{cell}</{tag}>"
+            for place, cell in enumerate(cells)
+        )
+
+    body = "".join(f"<tr>{line('td', row)}</tr>\n" for row in rows)
+    return f"<table>\n<thead><tr>{line('th', heads)}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"
+
+
+def _svg(height: int, shapes: Iterable[str]) -> str:
+    return f'<svg viewBox="0 0 700 {height}" role="img">{"".join(shapes)}</svg>\n'
+
+
+def _bar(top: int, kind: str, share: float, label: str, left: int = 0) -> str:
+    width = max(1.0, (590 - left) * share)
+    return (
+        f'<rect class="{kind}" x="{left}" y="{top}" width="{width:.1f}" height="10" rx="2"/>'
+        f'<text x="{left + width + 6:.1f}" y="{top + 9}">{label}</text>'
+    )
+
+
+def _sides(usage: Mapping[str, int]) -> tuple[int, int]:
+    return usage["prompt_tokens"], usage["completion_tokens"]
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    if cost["total"] is not None:
+        return dollars(cost["total"])
+    return f"{dollars(cost['known_total'])} + ?" if cost["known_total"] else "not known"
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _text(text: Any) -> str:
+    return escape(printable(str(text)))

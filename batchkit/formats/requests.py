@@ -1,0 +1,175 @@
+"""Input lines to requests. Three shapes, mixed freely:
+
+    {"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}     OpenAI Batch
+    {"messages": […], …}                                                                 the body itself
+    {"custom_id": …, "body": {…}, "portkey": {…}}                                         with fields for Portkey
+
+A line that cannot become a request is a `BadLine`, never an exception: it fails with its number and the run goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from zlib import crc32
+
+import orjson
+
+from batchkit.records import BadLine, Line, PortkeyFields, Request
+
+__all__ = ["BAD_LINE_CODE", "MAX_LINE_BYTES", "METADATA_VALUE_CHARS", "parse_line", "parse_record"]
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+METADATA_VALUE_CHARS = 128
+"""Portkey's bound on a metadata value (https://portkey.ai/docs/product/observability/metadata)."""
+BAD_LINE_CODE = "invalid_request_line"
+
+_PATHS = frozenset({"/v1/chat/completions", "/chat/completions"})
+_HEADER_CHARS = 512
+_HEADER_SAFE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
+_PORTKEY_STRINGS = ("trace_id", "span_id", "parent_span_id", "span_name", "cache_namespace")
+_PORTKEY_FIELDS = frozenset({*_PORTKEY_STRINGS, "metadata", "cache_force_refresh"})
+
+
+class _Bad(Exception):
+    pass
+
+
+def parse_line(line: Line, defaults: Mapping[str, Any]) -> Request | BadLine:
+    """Read one input line; `defaults` are body fields to fill in where the record has none."""
+    if line.raw is None:
+        return BadLine(
+            line.index,
+            _line_id(line.index),
+            BAD_LINE_CODE,
+            f"the line is longer than {MAX_LINE_BYTES >> 20} MiB",
+        )
+    checksum = crc32(line.raw)
+    try:
+        record = orjson.loads(line.raw)
+    except orjson.JSONDecodeError as error:
+        return BadLine(line.index, _line_id(line.index), BAD_LINE_CODE, f"not valid JSON: {error}", checksum)
+    return parse_record(record, line.index, defaults, checksum)
+
+
+def parse_record(
+    record: Any, index: int, defaults: Mapping[str, Any], input_crc32: int = 0
+) -> Request | BadLine:
+    """Read one record, as decoded from JSON or as a Python caller gives it."""
+    custom_id = _line_id(index)
+    try:
+        if not isinstance(record, Mapping):
+            raise _Bad(f"a record is a JSON object, not {_json_type(record)}")
+        own_id = record.get("custom_id")
+        if own_id is not None:
+            if not isinstance(own_id, str):
+                raise _Bad(f"custom_id is a string, not {_json_type(own_id)}")
+            own_id.encode()
+            custom_id = own_id
+        body = _body_of(record)
+        for name, value in defaults.items():
+            body.setdefault(name, value)
+        _check_body(body)
+        portkey = record.get("portkey")
+        return Request(
+            index,
+            custom_id,
+            orjson.dumps(body),
+            body.get("model"),
+            _token_limit(body),
+            input_crc32,
+            None if portkey is None else _portkey_fields(portkey),
+        )
+    except _Bad as bad:
+        return BadLine(index, custom_id, BAD_LINE_CODE, str(bad), input_crc32)
+    except (TypeError, UnicodeEncodeError, RecursionError) as error:
+        return BadLine(index, custom_id, BAD_LINE_CODE, f"cannot be written as JSON: {error}", input_crc32)
+
+
+def _line_id(index: int) -> str:
+    return f"line-{index}"
+
+
+def _body_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The body to send, as a dict that is ours to fill."""
+    if "body" not in record:
+        if "messages" not in record:
+            raise _Bad('neither "body" nor "messages": one of them holds the request')
+        return {name: value for name, value in record.items() if name not in ("custom_id", "portkey")}
+    method = record.get("method", "POST")
+    if method != "POST":
+        raise _Bad(f'method is "POST", not {method!r}')
+    url = record.get("url", "/v1/chat/completions")
+    if url not in _PATHS:
+        raise _Bad(
+            f'url is "/v1/chat/completions", not {str(url)[:200]!r}: where requests go is decided by the run alone'
+        )
+    body = record["body"]
+    if not isinstance(body, Mapping):
+        raise _Bad(f"body is a JSON object, not {_json_type(body)}")
+    return dict(body)
+
+
+def _check_body(body: Mapping[str, Any]) -> None:
+    messages = body.get("messages")
+    if not isinstance(messages, list | tuple) or not messages:
+        raise _Bad("messages is a list of at least one message")
+    if body.get("stream"):
+        raise _Bad('"stream": true cannot be batched; leave it out')
+    model = body.get("model")
+    if model is not None and not isinstance(model, str):
+        raise _Bad(f"model is a string, not {_json_type(model)}")
+
+
+def _token_limit(body: Mapping[str, Any]) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = body.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
+
+
+def _portkey_fields(fields: Any) -> PortkeyFields:
+    if not isinstance(fields, Mapping):
+        raise _Bad(f"portkey is a JSON object, not {_json_type(fields)}")
+    unknown = sorted(str(name) for name in fields if name not in _PORTKEY_FIELDS)
+    if unknown:
+        raise _Bad(f"portkey has no field {unknown[0]!r}; it has {', '.join(sorted(_PORTKEY_FIELDS))}")
+    strings: dict[str, str] = {}
+    for name in _PORTKEY_STRINGS:
+        value = fields.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, str) or len(value) > _HEADER_CHARS or not _HEADER_SAFE.fullmatch(value):
+            raise _Bad(
+                f"portkey.{name} travels in a header: a string of 1 to {_HEADER_CHARS} printable ASCII characters"
+            )
+        strings[name] = value
+    refresh = fields.get("cache_force_refresh")
+    if refresh is not None and not isinstance(refresh, bool):
+        raise _Bad(f"portkey.cache_force_refresh is true or false, not {_json_type(refresh)}")
+    return PortkeyFields(
+        **strings, metadata=_metadata(fields.get("metadata")), cache_force_refresh=bool(refresh)
+    )
+
+
+def _metadata(metadata: Any) -> Mapping[str, str]:
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, Mapping):
+        raise _Bad(f"portkey.metadata is a JSON object, not {_json_type(metadata)}")
+    for name, value in metadata.items():
+        if not isinstance(name, str) or not isinstance(value, str) or len(value) > METADATA_VALUE_CHARS:
+            raise _Bad(
+                f"portkey.metadata[{str(name)[:100]!r}] is a string of at most {METADATA_VALUE_CHARS} characters"
+            )
+        value.encode()
+    return dict(metadata)
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(
+        type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
+    )

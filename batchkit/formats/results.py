@@ -1,0 +1,199 @@
+r"""Outcomes to output lines, and back.
+
+A line is OpenAI Batch output with one object more:
+
+    {"id":"batch_req_…","custom_id":"a","response":{"status_code":200,"request_id":"…","body":{…}},"error":null,
+     "batchkit":{"index":0,"job_id":"…","trace_id":"…","attempts":1,"latency_s":0.81,"finished_at":1763820000.1,
+                 "input_crc32":"…","crc32":"1f2e3d4c"}}
+
+- `crc32` is the last value of the line and covers every byte before the comma in front of it, so a line is checked by
+  comparing its bytes, without reading any JSON.
+- `"batchkit":{"index":` is found from the end of the line: quotes within strings are escaped, and behind the provider's
+  body stand only our own keys, so its last appearance is the true one. (`defaults`, which holds names of the user's, is
+  therefore kept as a string of JSON.)
+- The provider's body is kept as the bytes that came, but for line breaks between its tokens.
+- The lines are the only record of a job: `input_crc32` finds an edited input, `run` (in the first line that a run
+  writes) says what the run was started with, and everything in a summary is a sum over lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from zlib import crc32
+
+import orjson
+
+from batchkit.formats.completions import read_answer
+from batchkit.records import Answer, Failure, FailureKind, Outcome, Reply, RunHeader
+
+__all__ = [
+    "BrokenLineError",
+    "OutputLine",
+    "decode",
+    "encode",
+    "is_whole",
+    "line_index",
+    "run_from_json",
+    "run_to_json",
+]
+
+_SEAL: Final = b',"crc32":"'
+_SEAL_SIZE: Final = len(_SEAL) + 8 + len(b'"}}')
+_META: Final = b',"batchkit":{"index":'
+
+
+class BrokenLineError(ValueError):
+    """The line is not one that `encode` wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLine:
+    """What one line of the output says. `run` is None but in the first line that a run wrote."""
+
+    outcome: Outcome
+    job_id: str
+    run: RunHeader | None = None
+
+
+def encode(line: OutputLine, line_id: str) -> bytes:
+    r"""The line's bytes, with the newline. `line_id` is unique in the job; it becomes `batch_req_<line_id>`."""
+    outcome = line.outcome
+    answer = outcome.answer
+    meta: dict[str, Any] = {
+        "index": outcome.index,
+        "job_id": line.job_id,
+        "trace_id": outcome.trace_id,
+        "attempts": outcome.attempts,
+        "latency_s": outcome.latency_s,
+        "finished_at": outcome.finished_at,
+        "input_crc32": f"{outcome.input_crc32:08x}",
+    }
+    if outcome.retries:
+        meta["retries"] = outcome.retries
+    error = b"null"
+    if isinstance(answer, Failure):
+        meta["reason"] = answer.kind.value
+        error = orjson.dumps({"code": answer.code, "message": answer.message})
+    else:
+        flags = [
+            name
+            for name, raised in (("truncated", answer.truncated), ("guardrail", answer.status == 246))
+            if raised
+        ]
+        if flags:
+            meta["flags"] = flags
+    if line.run is not None:
+        meta["run"] = run_to_json(line.run)
+    if answer.status is None:
+        response = b"null"
+    else:
+        response = b'{"status_code":%d,"request_id":%b,"body":%b}' % (
+            answer.status,
+            orjson.dumps(answer.request_id),
+            b"null" if answer.body is None else answer.body,
+        )
+    covered = b'{"id":"batch_req_%b","custom_id":%b,"response":%b,"error":%b,"batchkit":%b' % (
+        line_id.encode(),
+        orjson.dumps(outcome.custom_id),
+        response,
+        error,
+        orjson.dumps(meta)[:-1],
+    )
+    return b'%b,"crc32":"%08x"}}\n' % (covered, crc32(covered))
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a line, given without its newline, has the checksum it was written with."""
+    seal = line[-_SEAL_SIZE:]
+    return seal == b'%b%08x"}}' % (_SEAL, crc32(line[:-_SEAL_SIZE]))
+
+
+def line_index(line: bytes) -> int:
+    """The index in a whole line, without reading its JSON."""
+    start = line.rfind(_META) + len(_META)
+    return int(line[start : line.index(b",", start)])
+
+
+def decode(line: bytes) -> OutputLine:
+    """Read a line, given without its newline. Raises BrokenLineError unless it is one that `encode` wrote."""
+    if not is_whole(line):
+        raise BrokenLineError("its checksum does not match")
+    try:
+        record = orjson.loads(line)
+        meta = record["batchkit"]
+        outcome = Outcome(
+            index=meta["index"],
+            custom_id=record["custom_id"],
+            answer=_answer(line, record),
+            trace_id=meta["trace_id"],
+            attempts=meta["attempts"],
+            latency_s=meta["latency_s"],
+            finished_at=meta["finished_at"],
+            retries=meta.get("retries", {}),
+            input_crc32=int(meta["input_crc32"], 16),
+        )
+        run = meta.get("run")
+        return OutputLine(outcome, meta["job_id"], None if run is None else run_from_json(run))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BrokenLineError(f"it is not a line of batchkit's: {error!r}") from error
+
+
+def _answer(line: bytes, record: dict[str, Any]) -> Answer:
+    response, error, meta = record["response"], record["error"], record["batchkit"]
+    status, request_id, body = None, "", None
+    if response is not None:
+        status, request_id = response["status_code"], response["request_id"]
+        body = _body_bytes(line, error is None) if response["body"] is not None else None
+    read = None if status is None or body is None else read_answer(status, {}, body, 0.0)
+    if error is None:
+        if status is None or body is None:
+            raise ValueError("a result without an answer")
+        if isinstance(read, Reply):
+            return replace(read, request_id=request_id, body=body)
+        return Reply(status, request_id, body)
+    return Failure(
+        FailureKind(meta["reason"]),
+        error["code"],
+        error["message"],
+        status,
+        request_id,
+        body,
+        model="" if read is None else read.model,
+        usage=None if read is None else read.usage,
+    )
+
+
+def _body_bytes(line: bytes, succeeded: bool) -> bytes:
+    """The body as it stands in the line.
+
+    Its beginning is the first `"body":` of the line, its end the `},"error":` before our own object.
+    """
+    start = line.index(b',"body":') + len(b',"body":')
+    end = line.rindex(b'},"error":null' if succeeded else b'},"error":{"code":', start, line.rindex(_META))
+    return line[start:end]
+
+
+def run_to_json(run: RunHeader) -> dict[str, Any]:
+    """A run header as JSON values, for a line or a checkpoint."""
+    return {
+        "started_at": run.started_at,
+        "version": run.version,
+        "base_url": run.base_url,
+        "simulated": run.simulated,
+        "defaults": orjson.dumps(run.defaults, option=orjson.OPT_SORT_KEYS).decode(),
+        "input": {"path": run.input_path, "bytes": run.input_bytes},
+    }
+
+
+def run_from_json(run: dict[str, Any]) -> RunHeader:
+    """The inverse of `run_to_json`; raises KeyError, TypeError or ValueError on anything else."""
+    return RunHeader(
+        started_at=run["started_at"],
+        base_url=run["base_url"],
+        defaults=orjson.loads(run["defaults"]),
+        input_path=run["input"]["path"],
+        input_bytes=run["input"]["bytes"],
+        simulated=run["simulated"],
+        version=run["version"],
+    )

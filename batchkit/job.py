@@ -1,0 +1,565 @@
+"""Chooses the parts and joins them: a file of requests worked through into a file of answers.
+
+`arun` is the whole of it. What a run does, in order: look at everything that could forbid it (settings, keys, the input,
+the output) before anything is written; take the job's lock and read what stands in its files; send; and, whatever
+happened, leave files that say exactly what was answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import resource
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar, Unpack
+
+import anyio
+from anyio import to_thread
+
+from batchkit.endpoint import Endpoint
+from batchkit.engine.delivery import Delivery
+from batchkit.engine.gate import Clock, Gate, SystemClock
+from batchkit.engine.monitor import Monitor, Readings
+from batchkit.engine.pipeline import Pipeline
+from batchkit.engine.stop import Stop
+from batchkit.engine.writer import Writer
+from batchkit.errors import (
+    BatchkitError,
+    Interrupted,
+    JobMismatch,
+    OutputUnwritable,
+    RunStopped,
+    TooManyFailures,
+    UsageError,
+)
+from batchkit.events import Notice, Observer, RunFinished, RunStarted, RunStopping
+from batchkit.formats import report as report_format, summary as summary_format
+from batchkit.formats.checkpoint import Checkpoint, encode_checkpoint
+from batchkit.formats.completions import EndpointAddress, endpoint_address
+from batchkit.formats.requests import parse_line
+from batchkit.formats.results import OutputLine
+from batchkit.observers.progress import choose as choose_progress
+from batchkit.records import BadLine, Line, Outcome, Request, RunHeader
+from batchkit.rules.pacing import Pacer
+from batchkit.rules.pricing import PriceList, cost_of
+from batchkit.rules.retry import RetryPolicy
+from batchkit.rules.stopping import StopRule
+from batchkit.rules.tracing import Tracer, derive_trace_id
+from batchkit.settings import Credentials, RunSettings, Settings, choose_base_url
+from batchkit.simulator.process import EmbeddedSimulator
+from batchkit.source import InputIdentity, Source
+from batchkit.state import JobState, build_summary, load_for_run, read_state
+from batchkit.store import JobPaths, Store
+from batchkit.version import __version__
+
+__all__ = [
+    "affordable",
+    "arun",
+    "build_delivery",
+    "new_job_id",
+    "open_address",
+    "report",
+    "run",
+    "run_in_loop",
+    "run_job",
+    "status",
+]
+
+_SIMULATED = "simulator"
+"""What stands for the base URL of a simulated run, whose port changes from run to run."""
+_SPARE_DESCRIPTORS = 64
+
+T = TypeVar("T")
+
+
+def run(
+    input: str | os.PathLike[str],  # noqa: A002 - the contract's word
+    output: str | os.PathLike[str],
+    **settings: Unpack[RunSettings],
+) -> dict[str, Any]:
+    """Work through `input` into `output` and return the job's summary; called again, it goes on where it was.
+
+    Keywords are the flags of `batchkit run`, with the same defaults (`batchkit.settings.Settings` tells them); keys come
+    from the environment. Requests that failed are in the summary and in `….errors.jsonl`; raised is only what stops the
+    run: UsageError, RunStopped, JobError, all of them BatchkitError, with the run's `summary` where it had begun. May be
+    called while an event loop is running.
+    """
+    return _from_outside(lambda: arun(input, output, **settings))
+
+
+async def arun(
+    input: str | os.PathLike[str],  # noqa: A002 - the contract's word
+    output: str | os.PathLike[str],
+    **settings: Unpack[RunSettings],
+) -> dict[str, Any]:
+    """The same as `run`, for callers with an event loop of their own (asyncio, or uvloop)."""
+    chosen = Settings.of(settings)
+    progress = choose_progress(chosen.progress, sys.stderr)
+    return await run_job(
+        os.fspath(input),
+        Path(output),
+        chosen,
+        Credentials.read(os.environ),
+        stop=Stop(),
+        observers=() if progress is None else (progress,),
+    )
+
+
+async def run_job(
+    input_path: str,
+    output: Path,
+    settings: Settings,
+    credentials: Credentials,
+    *,
+    stop: Stop,
+    observers: Sequence[Observer],
+) -> dict[str, Any]:
+    """One run of a job, for the two front doors. `stop` lets the caller end it."""
+    source = Source(input_path)
+    identity = source.identify()
+    _refuse_input_as_output(identity, output)
+    clock = SystemClock()
+    monitor = Monitor(observers, clock)
+    async with AsyncExitStack() as parts:
+        address = await open_address(parts, settings, credentials)
+        store = Store.open(output, overwrite=settings.overwrite)
+        try:
+            job = _Job(store, source, identity, settings, address, monitor, clock, stop)
+            await job.load()
+            endpoint = await parts.enter_async_context(Endpoint(address, timeout=settings.timeout))
+            return await job.work(endpoint)
+        finally:
+            store.close()
+
+
+def _refuse_input_as_output(identity: InputIdentity, output: Path) -> None:
+    if identity.size is not None and output.exists() and output.samefile(identity.path):
+        raise UsageError(f"input and output are the same file, {output}; name another output")
+
+
+async def open_address(
+    parts: AsyncExitStack, settings: Settings, credentials: Credentials
+) -> EndpointAddress:
+    """Where the run sends and as whom; the embedded simulator, if it is that, lives as long as `parts`."""
+    if settings.simulate:
+        simulator = await parts.enter_async_context(EmbeddedSimulator())
+        return endpoint_address(simulator.base_url, version=__version__, timeout=settings.timeout)
+    return endpoint_address(
+        choose_base_url(settings, credentials),
+        version=__version__,
+        timeout=settings.timeout,
+        openai_api_key=credentials.openai_api_key,
+        portkey_api_key=credentials.portkey_api_key,
+        portkey_virtual_key=credentials.portkey_virtual_key if credentials.portkey_api_key else None,
+        portkey_config=settings.portkey_config,
+        portkey_provider=settings.portkey_provider,
+        portkey_metadata=settings.portkey_metadata,
+        cache_namespace=settings.cache_namespace,
+        cache_force_refresh=settings.cache_force_refresh,
+    )
+
+
+def build_delivery(
+    endpoint: Endpoint, settings: Settings, job_id: str, stop: Stop, clock: Clock, monitor: Monitor
+) -> tuple[Gate, Delivery]:
+    """What brings single requests to their outcomes, with the gate in front of it."""
+    gate = Gate(Pacer(settings.rpm, settings.tpm), clock, stop)
+    delivery = Delivery(
+        endpoint.attempt,
+        gate=gate,
+        policy=RetryPolicy(settings.max_attempts),
+        stop_rule=StopRule(settings.model),
+        tracer=Tracer(job_id, secrets.randbits(64)),
+        stop=stop,
+        clock=clock,
+        jitter=random.random,
+        emit=monitor.emit,
+    )
+    return gate, delivery
+
+
+class _Job:
+    """One run of one job: its state, and the parts that change it."""
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        identity: InputIdentity,
+        settings: Settings,
+        address: EndpointAddress,
+        monitor: Monitor,
+        clock: Clock,
+        stop: Stop,
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._identity = identity
+        self._settings = settings
+        self._address = address
+        self._monitor = monitor
+        self._clock = clock
+        self._stop = stop
+        self._header = RunHeader(
+            started_at=round(clock.time(), 6),
+            base_url=_SIMULATED if settings.simulate else address.base_url,
+            defaults=settings.defaults,
+            input_path=identity.path,
+            input_bytes=identity.size,
+            simulated=settings.simulate,
+            version=__version__,
+        )
+        # The first line that this run writes into each of the two files says what the run was started with, so that
+        # whoever folds a file meets the run before its lines.
+        self._headed: set[bool] = set()
+        self._prices = PriceList(
+            at=self._header.started_at, base_url="" if settings.simulate else address.base_url
+        )
+        self._prices_ready = False
+        self._state = JobState()
+        self._pipeline: Pipeline | None = None
+        self._job_id = ""
+        self._counted = anyio.Event()
+
+    async def load(self) -> None:
+        """Read what stands in the job's files, and refuse what does not belong to them."""
+        settings = self._settings
+        self._state = state = await to_thread.run_sync(
+            lambda: load_for_run(
+                self._store, self._identity, rescan=settings.rescan, retry_failed=settings.retry_failed
+            )
+        )
+        if state.job_id is not None:
+            self._refuse_other_settings(state.job_id, state.run)
+            if not self._source.is_stdin and state.checksums is not None:
+                await self._refuse_other_input(state)
+        self._job_id = state.job_id or settings.job_id or new_job_id(self._header.started_at)
+        state.job_id = self._job_id
+        state.limit = settings.limit
+        state.status, state.stop_reason = "running", None
+        state.tally.begin_run(self._header)
+        state.run = self._header
+
+    def _refuse_other_settings(self, job_id: str, before: RunHeader | None) -> None:
+        settings = self._settings
+        if settings.job_id not in (None, job_id):
+            raise JobMismatch(
+                f"the output belongs to the job {job_id!r}, not {settings.job_id!r}. Nothing was sent. Leave --job-id out "
+                "to go on with it, or name another output."
+            )
+        if before is None or settings.force:
+            return
+        for what, then, now in (
+            ("endpoint", before.base_url, self._header.base_url),
+            ("model and body defaults", before.defaults, self._header.defaults),
+        ):
+            if then != now:
+                raise JobMismatch(
+                    f"the job began with another {what}: {_shown(then)}, now {_shown(now)}. Nothing was sent. Go on as it "
+                    "began, or mix the two on purpose with --force, or begin anew with --overwrite."
+                )
+        longer = (self._identity.size or 0) - (before.input_bytes or 0)
+        if None not in (self._identity.size, before.input_bytes) and longer > 0 and not settings.allow_growth:
+            raise JobMismatch(
+                f"the input is {longer:,} bytes longer than when the job was last worked on. Nothing was sent. If lines were "
+                "only added at its end, go on with --allow-growth; else give the input as it was."
+            )
+
+    async def _refuse_other_input(self, state: JobState) -> None:
+        """Compare each line that is done with what was answered. Only after the input's file was touched, or by a scan."""
+        end = state.done.end
+        following = 0
+        async for batch in self._source.batches():
+            for line in batch:
+                following = line.index + 1
+                state.is_unchanged(line)
+            if following >= end:
+                break
+        if following < end:
+            raise JobMismatch(
+                f"the input ends at line {following}, but the output has an answer to line {end}: the input was cut, or it is "
+                "another. Nothing was sent. Give the input as it was, or another output."
+            )
+
+    async def work(self, endpoint: Endpoint) -> dict[str, Any]:
+        """Send what is not done, to the end of the input or of the run. Returns the summary."""
+        settings, state, clock, stop, monitor = (
+            self._settings,
+            self._state,
+            self._clock,
+            self._stop,
+            self._monitor,
+        )
+        stop.told = self._tell_stop
+        concurrency = affordable(settings.concurrency, monitor)
+        gate, delivery = build_delivery(endpoint, settings, self._job_id, stop, clock, monitor)
+        writer = Writer(
+            append=self._append,
+            sync=self._store.sync,
+            is_dirty=lambda: self._store.dirty,
+            snapshot=self._snapshot,
+            tally=state.tally,
+            done=state.done,
+            clock=clock,
+            emit=monitor.emit,
+        )
+        pipeline = self._pipeline = Pipeline(
+            self._source.batches(state.index, state.offset),
+            parse=self._parse,
+            is_done=state.is_unchanged,
+            deliver=delivery.deliver,
+            proven=lambda: delivery.proven,
+            write=self._written_by(writer),
+            concurrency=concurrency,
+            job_id=self._job_id,
+            stop=stop,
+            clock=clock,
+            limit=settings.limit,
+            before=state.done.below(state.index),
+        )
+        monitor.readings = Readings(
+            state.tally, pipeline, delivery, gate, concurrency, lambda: state.to_do, self._cost_so_far
+        )
+        monitor.emit(
+            RunStarted(
+                self._job_id,
+                state.tally.succeeded,
+                state.tally.failed,
+                "the embedded simulator" if settings.simulate else self._address.base_url,
+                concurrency,
+            )
+        )
+        for notice in self._store.notices:
+            monitor.emit(Notice(notice))
+        broke: BatchkitError | None = None
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(writer.keep_safe)
+                group.start_soon(monitor.watch)
+                group.start_soon(self._read_prices)
+                group.start_soon(self._count)
+                with stop.abandoned:
+                    await pipeline.run()
+                    # What is pending belongs into the summary.
+                    await self._counted.wait()
+                group.cancel_scope.cancel()
+            await to_thread.run_sync(self._store.sync)
+        except* BatchkitError as errors:
+            broke = _first(errors)
+        return self._close(stop.cause if broke is None else broke, writer_failed=broke is not None)
+
+    def _written_by(self, writer: Writer) -> Callable[[Outcome], None]:
+        tally, stop, settings = self._state.tally, self._stop, self._settings
+        if settings.max_failures is None:
+            return writer.write
+
+        def write(outcome: Outcome) -> None:
+            writer.write(outcome)
+            if outcome.succeeded:
+                return
+            # A share is one of the whole job; while that is not counted, of what has ended, once that is a hundred.
+            requests = self._state.to_do or max(100, tally.succeeded + tally.failed)
+            if tally.failed >= settings.failures_allowed(requests):
+                stop.request(
+                    TooManyFailures(
+                        f"{tally.failed:,} requests have failed, as many as --max-failures {settings.max_failures} allows",
+                        code="max_failures",
+                    )
+                )
+
+        return write
+
+    def _append(self, outcome: Outcome) -> None:
+        header = None
+        if outcome.succeeded not in self._headed:
+            self._headed.add(outcome.succeeded)
+            header = self._header
+        self._store.append(
+            OutputLine(outcome, self._job_id, header), derive_trace_id(self._job_id, outcome.index)
+        )
+
+    def _parse(self, line: Line) -> Request | BadLine:
+        return parse_line(line, self._header.defaults)
+
+    def _tell_stop(self, cause: BatchkitError) -> None:
+        self._monitor.emit(RunStopping(str(cause)))
+
+    def _snapshot(self) -> Callable[[], None]:
+        """The job at this moment, as what writes it down later."""
+        state, store, identity = self._state, self._store, self._identity
+        results_bytes, errors_bytes = store.sizes
+        position = (self._pipeline.position() if self._pipeline is not None else None) or (
+            state.index,
+            state.offset,
+        )
+        data = encode_checkpoint(
+            Checkpoint(
+                job_id=self._job_id,
+                results_bytes=results_bytes,
+                errors_bytes=errors_bytes,
+                superseded=state.superseded,
+                done=tuple(state.done.intervals()),
+                tally=state.tally.state(),
+                run=self._header,
+                input_index=position[0],
+                input_offset=position[1],
+                input_size=identity.size,
+                input_mtime_ns=identity.mtime_ns,
+                total=state.total,
+                limit=state.limit,
+                status=state.status,
+                stop_reason=state.stop_reason,
+            )
+        )
+        return lambda: store.replace(store.paths.checkpoint, data)
+
+    async def _count(self) -> None:
+        """Count the input's requests, for the time left and for what is pending."""
+        state = self._state
+        if state.total is None and self._identity.size is not None:
+            state.total = await self._source.count()
+        self._counted.set()
+
+    async def _read_prices(self) -> None:
+        """Read the price list off the event loop: it takes a second."""
+        await to_thread.run_sync(self._prices.find, "gpt-4o")
+        self._prices_ready = True
+
+    def _cost_so_far(self) -> tuple[float | None, bool]:
+        if not self._prices_ready:
+            return None, False
+        cost = cost_of(self._state.tally, self._prices)
+        return float(cost.known_total), cost.total is None
+
+    def _close(self, cause: BatchkitError | None, *, writer_failed: bool) -> dict[str, Any]:
+        """Say how it ended, in the checkpoint, the summary and the report, then raise what stopped the run."""
+        state, store = self._state, self._store
+        if self._source.is_stdin and cause is None and state.limit is None:
+            # Only now is it known how long it was.
+            state.total = len(state.done)
+        unfinished = state.to_do is None or len(state.done) < state.to_do
+        if cause is not None and not unfinished and not writer_failed:
+            # It was asked to stop when there was nothing left to stop.
+            cause = None
+        state.status = "completed"
+        if isinstance(cause, Interrupted):
+            state.status = "interrupted"
+        elif cause is not None:
+            state.status = "stopped"
+            state.stop_reason = cause.code if isinstance(cause, RunStopped) else type(cause).__name__
+        summary = build_summary(state, self._prices)
+        if not isinstance(cause, OutputUnwritable):
+            self._snapshot()()
+            write_derived(store, summary)
+        self._monitor.close()
+        self._monitor.emit(RunFinished(summary))
+        if cause is not None:
+            cause.summary = summary
+            raise cause
+        return summary
+
+
+def write_derived(store: Store, summary: Mapping[str, Any]) -> None:
+    """Write the summary and the report beside the output."""
+    store.replace(store.paths.summary, summary_format.dumps(summary))
+    store.replace(store.paths.report, report_format.render_html(summary).encode())
+
+
+def status(output: str | os.PathLike[str]) -> dict[str, Any]:
+    """How far a job is, from its files, also while a run is working on it; the summary's shape.
+
+    Raises UsageError where there is no such job, JobDamaged where its files cannot be read.
+    """
+    return _summary_of(Path(output), held=False)
+
+
+def report(output: str | os.PathLike[str]) -> dict[str, Any]:
+    """Rebuild the summary and the report of a job from its output lines alone, write both, and return the summary.
+
+    Raises UsageError where there is no such job, JobLocked while a run is working on it, JobDamaged where its files
+    cannot be read.
+    """
+    path = Path(output)
+    _require_job(path)
+    store = Store.open(path)
+    try:
+        summary = _summary_of(path, held=True)
+        write_derived(store, summary)
+    finally:
+        store.close()
+    return summary
+
+
+def _summary_of(output: Path, *, held: bool) -> dict[str, Any]:
+    _require_job(output)
+    state = read_state(output, held=held, from_files_alone=held)
+    run = state.run
+    prices = PriceList(
+        at=time.time() if run is None else run.started_at,
+        base_url="" if run is None or run.simulated else run.base_url,
+    )
+    return build_summary(state, prices)
+
+
+def _require_job(output: Path) -> None:
+    paths = JobPaths(output)
+    if not paths.results.exists() and not paths.errors.exists():
+        raise UsageError(f"there is no job with the output {output}: the file does not exist")
+
+
+def new_job_id(started_at: float) -> str:
+    """A name for a job that was given none."""
+    return f"job-{time.strftime('%Y%m%d', time.gmtime(started_at))}-{secrets.token_hex(4)}"
+
+
+def affordable(concurrency: int, monitor: Monitor) -> int:
+    """The concurrency that the process may open sockets for; the soft limit is raised as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = concurrency + _SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, raised), hard))
+        soft = max(soft, raised)
+        if soft < wanted:
+            affordable = max(1, soft - _SPARE_DESCRIPTORS if soft > 2 * _SPARE_DESCRIPTORS else soft // 2)
+            monitor.emit(
+                Notice(
+                    f"this process may open only {soft} files and sockets, so at most {affordable} attempts are in flight "
+                    f"instead of {concurrency}; raise the limit with ulimit -n"
+                )
+            )
+            return affordable
+    return concurrency
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+def _first(group: BaseExceptionGroup[BatchkitError]) -> BatchkitError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _from_outside(work: Callable[[], Awaitable[T]]) -> T:
+    """Run to the end, in an event loop of our own; in a thread of our own where this one has a loop already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return run_in_loop(work)
+    with ThreadPoolExecutor(1, "batchkit") as thread:
+        return thread.submit(run_in_loop, work).result()
+
+
+def run_in_loop(work: Callable[[], Awaitable[T]]) -> T:
+    """Run to the end in a new event loop, uvloop's where it exists."""
+    return anyio.run(work, backend_options={"use_uvloop": find_spec("uvloop") is not None})

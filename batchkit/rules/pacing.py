@@ -1,0 +1,211 @@
+"""How fast requests may start: known limits kept, hidden ones found.
+
+A limit of requests or tokens a minute is a rate, so the rate is what is controlled; concurrency only guards memory and
+sockets. Each budget is a GCRA, the virtual-scheduling form of a leaky bucket (ITU-T I.371): it remembers one moment, the
+theoretical arrival time, and a start pushes that moment on by cost / rate. Nothing is bursted but 50 ms.
+
+Until a server refuses, only `--rpm` and `--tpm` hold. A refusal sets the rate a little below what was accepted lately;
+while refusals stay away and it is the pacer that holds work back, the rate grows again, by 2 % a second at first.
+
+The clock is an argument in seconds, so an hour of pacing is tested in a millisecond.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchkit.records import Request, Usage
+
+__all__ = ["Pacer", "TokenForecast"]
+
+_BURST_S = 0.05
+_WINDOW_S = 3.0
+"""Over how long the accepted rate is measured."""
+_CLEAN_S = 2.0
+_GROWTH_PER_S = 0.02
+_BACK_OFF = 0.9
+_PAUSE_S = 0.25
+_LOWEST_PER_S = 0.02
+
+
+class _Budget:
+    """A GCRA: so much a second, or anything when `per_s` is None."""
+
+    __slots__ = ("_arrival", "per_s")
+
+    def __init__(self, per_s: float | None) -> None:
+        self.per_s = per_s
+        self._arrival = 0.0
+
+    def wait(self, now: float) -> float:
+        if self.per_s is None:
+            return 0.0
+        return max(0.0, self._arrival - now - _BURST_S)
+
+    def take(self, now: float, cost: float) -> None:
+        if self.per_s is not None:
+            self._arrival = max(self._arrival, now) + cost / self.per_s
+
+    def give_back(self, cost: float) -> None:
+        if self.per_s is not None:
+            self._arrival -= cost / self.per_s
+
+
+_LEARNED = 20
+
+
+@dataclass(slots=True)
+class TokenForecast:
+    """How many tokens a request will take, learned from those that were answered.
+
+    Prompts are forecast from the bytes of the body, completions from the mean so far and the request's own limit. Before
+    twenty answers the guesses are on the high side: a quarter of the bytes is typical, a third is reserved.
+    """
+
+    body_bytes: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    answers: int = 0
+
+    def learn(self, body_bytes: int, usage: Usage) -> None:
+        """Take in what an answered body of `body_bytes` really took."""
+        self.body_bytes += body_bytes
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.answers += 1
+
+    def tokens(self, request: Request) -> float:
+        """Prompt and completion tokens to reserve for `request`."""
+        size = len(request.body)
+        if self.answers >= _LEARNED and self.body_bytes:
+            prompt = size * self.prompt_tokens / self.body_bytes
+            completion = self.completion_tokens / self.answers
+        else:
+            prompt = size / 3
+            completion = float(request.max_tokens or 256)
+        return prompt + (min(completion, request.max_tokens) if request.max_tokens else completion)
+
+
+class _Recent:
+    """How much happened in the last three seconds, in slots of a quarter second: constant memory at any rate."""
+
+    __slots__ = ("_counts", "_slot")
+
+    _SLOTS_PER_S = 4
+
+    def __init__(self) -> None:
+        self._counts = [0] * int(_WINDOW_S * self._SLOTS_PER_S)
+        self._slot = 0
+
+    def add(self, now: float) -> None:
+        self._advance(now)
+        self._counts[self._slot % len(self._counts)] += 1
+
+    def total(self, now: float) -> int:
+        self._advance(now)
+        return sum(self._counts)
+
+    def _advance(self, now: float) -> None:
+        slot = int(now * self._SLOTS_PER_S)
+        for passed in range(max(self._slot + 1, slot - len(self._counts) + 1), slot + 1):
+            self._counts[passed % len(self._counts)] = 0
+        self._slot = max(self._slot, slot)
+
+
+class Pacer:
+    """The pace of one endpoint. `rpm` and `tpm` are ceilings a minute; None leaves them to be found.
+
+    Call `reserve` before an attempt, and `accepted` or `refused` when its answer is there.
+    """
+
+    def __init__(self, rpm: float | None = None, tpm: float | None = None) -> None:
+        self._ceiling = None if rpm is None else rpm / 60
+        self._requests = _Budget(self._ceiling)
+        self._tokens = _Budget(None if tpm is None else tpm / 60)
+        self._began_at: float | None = None
+        self._paused_until = 0.0
+        self._accepted = _Recent()
+        self._refused = _Recent()
+        self._lowered_at = float("-inf")
+        self._held_back_at = float("-inf")
+        self._grown_at = 0.0
+        self._found = False
+
+    @property
+    def per_s(self) -> float | None:
+        """Requests a second that may start now; None while no limit is known or found."""
+        return self._requests.per_s
+
+    @property
+    def found(self) -> bool:
+        """Whether the rate in force was found by a refusal rather than given."""
+        return self._found
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a token limit is in force, so that a forecast is worth making."""
+        return self._tokens.per_s is not None
+
+    def paused_for(self, now: float) -> float:
+        """Seconds until a pause that the server asked for is over; 0.0 when there is none."""
+        return max(0.0, self._paused_until - now)
+
+    def reserve(self, now: float, tokens: float = 0.0) -> float:
+        """0.0 when a request of so many `tokens` may start, and is then counted; else the seconds until asking again."""
+        if self._began_at is None:
+            self._began_at = now
+        if self._found:
+            self._grow(now)
+        wait = max(self._paused_until - now, self._requests.wait(now), self._tokens.wait(now))
+        if wait > 0.0:
+            self._held_back_at = now
+            return wait
+        self._requests.take(now, 1.0)
+        self._tokens.take(now, tokens)
+        return 0.0
+
+    def accepted(self, now: float, reserved: float = 0.0, actual: float | None = None) -> None:
+        """The server took a request; settle the `reserved` tokens with the `actual` ones where they are known."""
+        self._accepted.add(now)
+        if actual is not None:
+            self._tokens.give_back(reserved - actual)
+
+    def refused(self, now: float, hint: float | None, reserved: float = 0.0) -> None:
+        """The server refused a request for its rate, asking for a wait of `hint` seconds, or of nothing in particular.
+
+        The refused request waits out its own hint; everyone waits a quarter of a second, or the whole hint while more of
+        the answers of the last seconds were refusals than were not.
+        """
+        self._tokens.give_back(reserved)
+        self._refused.add(now)
+        accepted = self._accepted.total(now)
+        mostly = self._refused.total(now) > accepted
+        self._paused_until = max(
+            self._paused_until, now + (hint if mostly and hint is not None else _PAUSE_S)
+        )
+        if now - self._lowered_at < 1.0:
+            return
+        self._lowered_at = now
+        self._grown_at = now
+        current = self._requests.per_s
+        measured = accepted / max(0.5, min(_WINDOW_S, now - (self._began_at or now)))
+        if current is None:
+            if accepted:
+                self._requests.per_s = max(_LOWEST_PER_S, _BACK_OFF * measured)
+                self._found = True
+        else:
+            # Nothing is accepted during a pause; that says nothing about the limit, hence never below the half at once.
+            self._requests.per_s = max(_LOWEST_PER_S, current / 2, _BACK_OFF * min(current, measured))
+            self._found = True
+
+    def _grow(self, now: float) -> None:
+        rate = self._requests.per_s
+        if rate is None or now - self._grown_at < 1.0:
+            return
+        clean = now - self._lowered_at
+        if clean >= _CLEAN_S and now - self._held_back_at <= 1.0:
+            # Doubled every five clean seconds, so that a rate far below the limit does not stay there for minutes.
+            growth = min(0.5, _GROWTH_PER_S * 2.0 ** ((clean - _CLEAN_S) / 5.0))
+            grown = rate * (1.0 + growth)
+            self._requests.per_s = grown if self._ceiling is None else min(grown, self._ceiling)
+        self._grown_at = now

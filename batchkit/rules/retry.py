@@ -1,0 +1,123 @@
+"""What to do after a failed attempt.
+
+A failure's kind says which remedy applies; how many times is a number here; chance comes in as `jitter`. What concerns
+the whole run (a refused key) is decided before, in `rules.stopping`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from batchkit.records import Failure, FailureKind
+
+__all__ = [
+    "DEFAULT_MAX_ATTEMPTS",
+    "Decision",
+    "GiveUp",
+    "Remedy",
+    "RetryAfter",
+    "RetryPolicy",
+    "StopRun",
+    "remedy_of",
+]
+
+DEFAULT_MAX_ATTEMPTS = 6
+_BASE_S = 0.5
+_CAP_S = 60.0
+
+
+class Remedy(Enum):
+    """What a kind of failure calls for."""
+
+    RATE = "again, and everyone slower"
+    """Being told to wait is no fault of the request's: it does not count against its attempts."""
+    AGAIN = "again, counting an attempt"
+    FAIL = "for good"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAfter:
+    """Try again in `seconds`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The request failed for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRun:
+    """No further request can fare better: the run ends, the request stays unanswered and is asked again by the next run."""
+
+    code: str
+    message: str
+
+
+Decision = RetryAfter | GiveUp | StopRun
+
+_REMEDIES = {
+    FailureKind.RATE_LIMITED: Remedy.RATE,
+    FailureKind.OVERLOADED: Remedy.RATE,
+    FailureKind.SERVER_ERROR: Remedy.AGAIN,
+    FailureKind.TIMEOUT: Remedy.AGAIN,
+    FailureKind.CONNECTION_ERROR: Remedy.AGAIN,
+    FailureKind.NOT_AN_API: Remedy.AGAIN,
+    FailureKind.INVALID_RESPONSE: Remedy.AGAIN,
+    FailureKind.INVALID_REQUEST: Remedy.FAIL,
+    FailureKind.CONTENT_FILTER: Remedy.FAIL,
+    FailureKind.NOT_FOUND: Remedy.FAIL,
+    FailureKind.BAD_LINE: Remedy.FAIL,
+    # Those three stop a run nearly always; where `rules.stopping` lets one pass, it was a hiccup of the gateway's.
+    FailureKind.KEY_REFUSED: Remedy.AGAIN,
+    FailureKind.QUOTA_EXHAUSTED: Remedy.AGAIN,
+    FailureKind.MISDIRECTED: Remedy.AGAIN,
+}
+
+_MOST_RETRIES = {FailureKind.INVALID_RESPONSE: 2, FailureKind.NOT_AN_API: 3}
+"""Answers that came, and were paid for, but say nothing: asking more often bills more often."""
+
+
+def remedy_of(failure: Failure) -> Remedy:
+    """The remedy for a failure; the server's own `x-should-retry` is believed over our table, except about rates."""
+    remedy = _REMEDIES[failure.kind]
+    if (
+        remedy is not Remedy.RATE
+        and failure.should_retry is not None
+        and failure.kind is not FailureKind.BAD_LINE
+    ):
+        return Remedy.AGAIN if failure.should_retry else Remedy.FAIL
+    return remedy
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and after what wait a request is tried again.
+
+    `max_attempts` are those a request may spend on transient faults; being rate limited costs none. Waits are full jitter,
+    random(0, min(60, 0.5·2ⁿ)) seconds (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), and
+    never less than the server asked for.
+    """
+
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+
+    def decide(self, failure: Failure, *, attempt: int, faults: int, same: int, jitter: float) -> Decision:
+        """Decide after the `attempt`-th attempt (from 1) of a request.
+
+        `faults` of the attempts counted as faults and `same` failed with this kind, both including this one; `jitter` is
+        random in [0, 1).
+        """
+        remedy = remedy_of(failure)
+        if remedy is Remedy.FAIL:
+            return GiveUp()
+        if remedy is Remedy.AGAIN and (
+            faults >= self.max_attempts or same > _MOST_RETRIES.get(failure.kind, same)
+        ):
+            return GiveUp()
+        backoff = jitter * min(_CAP_S, _BASE_S * 2.0 ** min(attempt, 20))
+        if failure.retry_after is None:
+            return RetryAfter(backoff)
+        # A little later than asked, each at its own moment: all who were refused together must not return together.
+        return RetryAfter(failure.retry_after + min(backoff, 0.1 * failure.retry_after))

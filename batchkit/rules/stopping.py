@@ -1,0 +1,101 @@
+"""When an answer speaks for the whole run: a refused key is refused for every line.
+
+Peers retry a wrong key ten times for each row. Here the first refusal ends the run, with its request unanswered, so that
+the next run asks it again. Once an answer has succeeded, key and address are known to be good, and a single refusal is
+taken for a hiccup of the gateway's until it repeats.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from batchkit.records import Answer, Failure, FailureKind, Reply, Request
+from batchkit.rules.retry import Remedy, StopRun, remedy_of
+
+__all__ = ["StopRule"]
+
+_ALIKE = 20
+_REFUSALS = 3
+_REFUSALS_WITHIN_S = 60.0
+
+
+class StopRule:
+    """Watches a run's answers. `run_model` is the model filled in where a record names none."""
+
+    def __init__(self, run_model: str | None = None) -> None:
+        self._run_model = run_model
+        self._succeeded = False
+        self._answers = 0
+        self._alike: tuple[str, int] | None = ("", 0)
+        self._not_api_in_a_row = 0
+        self._refusals: deque[float] = deque(maxlen=_REFUSALS)
+        self._unknown_models: set[str | None] = set()
+
+    @property
+    def proven(self) -> bool:
+        """Whether the endpoint has given a usable completion in this run."""
+        return self._succeeded
+
+    def before(self, request: Request) -> StopRun | None:
+        """Whether `request` need not be sent because its model is known to be missing and nothing has succeeded yet."""
+        if not self._succeeded and request.model in self._unknown_models:
+            return StopRun(
+                "model_not_found",
+                f"the endpoint does not know the model {request.model!r} that the requests name; correct the input or the endpoint",
+            )
+        return None
+
+    def judge(self, request: Request, answer: Answer, now: float) -> StopRun | None:
+        """Whether the run ends with this answer. `now` is in seconds of any steady clock."""
+        self._answers += 1
+        if isinstance(answer, Reply):
+            self._succeeded = True
+            self._alike = None
+            self._not_api_in_a_row = 0
+            return None
+        if answer.kind is not FailureKind.NOT_AN_API:
+            self._not_api_in_a_row = 0
+        match answer.kind:
+            case FailureKind.QUOTA_EXHAUSTED:
+                return StopRun(answer.code, f"the quota is used up: {answer.message}")
+            case FailureKind.KEY_REFUSED:
+                self._refusals.append(now)
+                repeated = len(self._refusals) == _REFUSALS and now - self._refusals[0] <= _REFUSALS_WITHIN_S
+                if not self._succeeded or repeated:
+                    return StopRun(answer.code, f"the endpoint refuses the key: {answer.message}")
+            case FailureKind.MISDIRECTED:
+                if not self._succeeded or answer.code != "host_unknown":
+                    return StopRun(answer.code, answer.message)
+            case FailureKind.NOT_FOUND:
+                return self._not_found(request, answer)
+            case FailureKind.NOT_AN_API:
+                self._not_api_in_a_row += 1
+                if self._answers == 1 or self._not_api_in_a_row >= _ALIKE:
+                    return StopRun("not_an_api", f"this is not a completions API: {answer.message}")
+            case _:
+                pass
+        return self._all_alike(answer)
+
+    def _not_found(self, request: Request, failure: Failure) -> StopRun | None:
+        if self._succeeded:
+            return None
+        own_model = request.model is not None and request.model != self._run_model
+        if own_model and "model" in f"{failure.code} {failure.message}".lower():
+            # One record may name a model that is not there. The next that names it ends the run before it is sent.
+            self._unknown_models.add(request.model)
+            return None
+        return StopRun(failure.code, f"the endpoint does not know this model or path: {failure.message}")
+
+    def _all_alike(self, failure: Failure) -> StopRun | None:
+        """The same refusal for each of the first requests is about what they share, not about any of them."""
+        if self._alike is None or remedy_of(failure) is not Remedy.FAIL:
+            return None
+        code, count = self._alike
+        if count and code != failure.code:
+            self._alike = None
+            return None
+        self._alike = (failure.code, count + 1)
+        if count + 1 < _ALIKE:
+            return None
+        self._alike = None
+        return StopRun(failure.code, f"each of the first {_ALIKE} requests failed alike: {failure.message}")

@@ -1,0 +1,265 @@
+"""Settings: what a run is to do, checked once, with no notion of flags or files they came from.
+
+`Settings` has a field for each flag of `batchkit run`, by the same name; `RunSettings` is the same as a TypedDict, for
+callers who pass keywords. What a run may do as whom, `Credentials`, is kept apart: it comes from the environment alone,
+and no repr shows it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypedDict, get_args
+from urllib.parse import urlsplit
+
+from batchkit.errors import UsageError
+from batchkit.rules.retry import DEFAULT_MAX_ATTEMPTS
+
+__all__ = [
+    "DEFAULT_CONCURRENCY",
+    "DEFAULT_TIMEOUT_S",
+    "OPENAI_BASE_URL",
+    "PORTKEY_BASE_URL",
+    "Credentials",
+    "Progress",
+    "RunSettings",
+    "Settings",
+    "choose_base_url",
+]
+
+DEFAULT_CONCURRENCY = 256
+DEFAULT_TIMEOUT_S = 600.0
+PORTKEY_BASE_URL = "https://api.portkey.ai/v1"
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+Progress = Literal["auto", "bar", "log", "off"]
+
+_LOCAL_ENDINGS = (".localhost", ".local", ".internal")
+
+
+class RunSettings(TypedDict, total=False):
+    """The keyword arguments of `run`, `arun` and `stream`; `Settings` tells what each means."""
+
+    base_url: str | None
+    simulate: bool
+    model: str | None
+    set: Mapping[str, Any]
+    concurrency: int
+    rpm: float | None
+    tpm: float | None
+    timeout: float
+    max_attempts: int
+    max_failures: int | str | None
+    limit: int | None
+    retry_failed: bool
+    overwrite: bool
+    job_id: str | None
+    progress: Progress
+    portkey_config: str | None
+    portkey_provider: str | None
+    portkey_metadata: Mapping[str, str]
+    cache_namespace: str | None
+    cache_force_refresh: bool
+    allow_http: bool
+    allow_growth: bool
+    force: bool
+    rescan: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a run is to do. Raises UsageError for values that mean nothing."""
+
+    base_url: str | None = None
+    """Any OpenAI-compatible endpoint, the part before `/chat/completions`; None chooses by the keys there are."""
+    simulate: bool = False
+    """Send to an embedded simulator: no key, no network, no cost."""
+    model: str | None = None
+    """Fills `model` where a record has none."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Fills any other field of the body where a record has none."""
+    concurrency: int = DEFAULT_CONCURRENCY
+    """Most attempts in flight: a bound, not a target."""
+    rpm: float | None = None
+    """Most requests a minute; None finds the server's limit by its answers."""
+    tpm: float | None = None
+    """Most tokens a minute, prompts and completions; None leaves them unlimited until the server refuses."""
+    timeout: float = DEFAULT_TIMEOUT_S
+    """Seconds for one attempt, from sending to the last byte."""
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    """Attempts a request may spend on transient faults; being rate limited is no fault."""
+    max_failures: int | str | None = None
+    """Stop the run when so many requests of the job have failed: a number, or a share as in "5%"."""
+    limit: int | None = None
+    """Only the first so many requests; None is all."""
+    retry_failed: bool = False
+    """Work through the job's failures once more."""
+    overwrite: bool = False
+    """Begin the job anew; old files are moved aside, never deleted."""
+    job_id: str | None = None
+    """Names the job in trace ids and reports; None makes one up, once."""
+    progress: Progress = "auto"
+    """bar, log or off; auto is a bar on a terminal and a line every 10 s elsewhere."""
+    portkey_config: str | None = None
+    """Portkey config, a slug or JSON, for every request."""
+    portkey_provider: str | None = None
+    """Portkey provider for every request, as `openai` or `@slug`."""
+    portkey_metadata: Mapping[str, str] = field(default_factory=dict)
+    """Portkey metadata for every request; a record's own wins key by key."""
+    cache_namespace: str | None = None
+    """Portkey cache namespace for every request."""
+    cache_force_refresh: bool = False
+    """Have Portkey refresh its cache."""
+    allow_http: bool = False
+    """Plain http also to addresses that are neither loopback nor private."""
+    allow_growth: bool = False
+    """Go on although the input has become longer; its earlier lines must be as they were."""
+    force: bool = False
+    """Go on although model, endpoint or body defaults differ from those the job began with."""
+    rescan: bool = False
+    """Rebuild the checkpoint from the output files, although they are shorter than it says."""
+
+    def __post_init__(self) -> None:
+        self._check_number("concurrency", least=1)
+        self._check_number("max_attempts", least=1)
+        self._check_number("limit", least=0)
+        for name in ("rpm", "tpm", "timeout"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} is {value}; it is a number above 0")
+        if self.progress not in get_args(Progress):
+            raise UsageError(f"progress is {self.progress!r}; it is one of {', '.join(get_args(Progress))}")
+        if self.simulate and self.base_url is not None:
+            raise UsageError(
+                "simulate and base_url exclude each other: a simulated run sends nothing elsewhere"
+            )
+        if self.overwrite and self.retry_failed:
+            raise UsageError("overwrite begins anew and retry_failed goes on; choose one of them")
+        for name in ("messages", "stream"):
+            if name in self.set:
+                raise UsageError(f"{name} cannot be set for all requests")
+        if self.job_id is not None and not (
+            self.job_id.isascii() and self.job_id.isprintable() and 0 < len(self.job_id) <= 64
+        ):
+            raise UsageError("a job id is 1 to 64 printable ASCII characters")
+        self.failures_allowed(100)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings from keywords. Raises UsageError for one that does not exist."""
+        known = {each.name for each in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UsageError(f"there is no setting {name!r}; there are {', '.join(sorted(known))}")
+        return cls(**values)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The body fields to fill in where a record has none."""
+        return dict(self.set) if self.model is None else {"model": self.model, **self.set}
+
+    def failures_allowed(self, requests: int) -> float:
+        """How many of so many requests may fail before the run stops; infinity without a bound."""
+        bound = self.max_failures
+        if bound is None:
+            return math.inf
+        text = str(bound).strip()
+        share = text.endswith("%")
+        try:
+            number = float(text.removesuffix("%"))
+        except ValueError:
+            number = -1.0
+        if (
+            isinstance(bound, bool)
+            or not 0 < number < math.inf
+            or (share and number > 100)
+            or (not share and number % 1)
+        ):
+            raise UsageError(
+                f'max_failures is {bound!r}; it is a number of requests as in 100, or a share as in "5%"'
+            )
+        return max(1.0, requests * number / 100) if share else number
+
+    def _check_number(self, name: str, *, least: int) -> None:
+        value = getattr(self, name)
+        if value is None and name == "limit":
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UsageError(f"{name} is {value!r}; it is a whole number of at least {least}")
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The keys a run may use, and where their owners say they belong. Read from the environment alone."""
+
+    portkey_api_key: str | None = field(default=None, repr=False)
+    portkey_virtual_key: str | None = field(default=None, repr=False)
+    openai_api_key: str | None = field(default=None, repr=False)
+    portkey_base_url: str = PORTKEY_BASE_URL
+    openai_base_url: str = OPENAI_BASE_URL
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Credentials:
+        """The credentials in an environment; empty variables count as unset."""
+
+        def get(*names: str) -> str | None:
+            return next((value for name in names if (value := environ.get(name, "").strip())), None)
+
+        return cls(
+            get("PORTKEY_API_KEY"),
+            get("PORTKEY_VIRTUAL_KEY", "PORTKEY_PROVIDER_VIRTUAL_KEY"),
+            get("OPENAI_API_KEY"),
+            get("PORTKEY_BASE_URL") or PORTKEY_BASE_URL,
+            get("OPENAI_BASE_URL") or OPENAI_BASE_URL,
+        )
+
+
+def choose_base_url(settings: Settings, credentials: Credentials) -> str:
+    """Where the run sends: the endpoint that was named, else the owner of the key that is there.
+
+    Raises UsageError where nothing says where to send, or where a key would leave in clear text.
+    """
+    if settings.base_url is not None:
+        base_url = settings.base_url
+    elif credentials.portkey_api_key is not None:
+        base_url = credentials.portkey_base_url
+    elif credentials.openai_api_key is not None:
+        base_url = credentials.openai_base_url
+    else:
+        raise UsageError(
+            "there is no endpoint to send to. Name one with --base-url (http://127.0.0.1:8000/v1, say), or set "
+            "PORTKEY_API_KEY or OPENAI_API_KEY, or try the job for free with --simulate"
+        )
+    return _checked(base_url.rstrip("/"), allow_http=settings.allow_http)
+
+
+def _checked(base_url: str, *, allow_http: bool) -> str:
+    try:
+        parts = urlsplit(base_url)
+        host = parts.hostname
+        _ = parts.port
+    except ValueError as error:
+        raise UsageError(f"the base URL is not a URL: {error}") from error
+    if parts.username is not None or parts.password is not None:
+        raise UsageError("the base URL holds a user name or password; keys come from the environment alone")
+    if parts.scheme not in ("http", "https") or not host:
+        raise UsageError(f"the base URL {base_url!r} is not one; it looks like https://host/v1")
+    if parts.query or parts.fragment:
+        raise UsageError("the base URL ends before any ? or #: /chat/completions is put behind it")
+    if parts.path.endswith("/chat/completions"):
+        raise UsageError("the base URL is the part before /chat/completions; leave that out")
+    if parts.scheme == "http" and not allow_http and not _is_near(host):
+        raise UsageError(
+            f"http to {host} would send requests and keys in clear text; use https, or --allow-http if that is meant"
+        )
+    return base_url
+
+
+def _is_near(host: str) -> bool:
+    """Whether a host is on this machine or a private network, as far as its name tells."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith(_LOCAL_ENDINGS)
+    return address.is_loopback or address.is_private or address.is_link_local

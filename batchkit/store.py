@@ -1,0 +1,367 @@
+"""The job's files: lock, append, sync, checkpoint, recovery.
+
+The two output files are the log of the job and the only truth; whatever else lies beside them is derived and may vanish.
+Each answer is appended with one write before anything else happens to it, so what a killed process leaves behind is whole
+lines and at most one torn one at the end, which the next run moves aside and asks again. A broken line anywhere else is
+damage, and damage is never written over.
+
+Writing happens on the event loop (a line goes to the page cache in microseconds, and a disk that cannot keep up then
+holds back the reading of answers instead of filling memory); syncing, which waits for the disk, happens in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from batchkit.errors import JobDamaged, JobLocked, OutputUnwritable, UsageError
+from batchkit.formats.results import BrokenLineError, OutputLine, decode, encode
+
+__all__ = ["JobPaths", "Store", "lock_holder", "read_output"]
+
+_PRIVATE: Final = 0o600
+_PIECE: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class JobPaths:
+    """Where the files of the job with output `results` are."""
+
+    results: Path
+
+    def beside(self, ending: str) -> Path:
+        """The file named like the output but for its ending: `results.jsonl` has `results.errors.jsonl` beside it."""
+        stem = (
+            self.results.stem if self.results.suffix in {".jsonl", ".ndjson", ".json"} else self.results.name
+        )
+        return self.results.with_name(stem + ending)
+
+    @property
+    def errors(self) -> Path:
+        return self.beside(".errors.jsonl")
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.beside(".checkpoint.json")
+
+    @property
+    def summary(self) -> Path:
+        return self.beside(".summary.json")
+
+    @property
+    def report(self) -> Path:
+        return self.beside(".report.html")
+
+    @property
+    def lock(self) -> Path:
+        return self.beside(".lock")
+
+    def superseded(self) -> list[Path]:
+        """The failures of earlier tries, which were asked again since: `….errors.1.jsonl` and on."""
+        found: list[Path] = []
+        while (path := self.beside(f".errors.{len(found) + 1}.jsonl")).exists():
+            found.append(path)
+        return found
+
+
+class Store:
+    """The files of one job, held by one process.
+
+    `Store.open` locks them; `recover` reads what stands in them and mends their ends; only then `append` may be called.
+    """
+
+    def __init__(self, paths: JobPaths, lock: int) -> None:
+        self.paths = paths
+        self._lock = lock
+        self._results = _Log(paths.results)
+        self._errors = _Log(paths.errors)
+        self.notices: list[str] = []
+        """What was mended while recovering, in words."""
+
+    @classmethod
+    def open(cls, output: Path, *, overwrite: bool = False) -> Store:
+        """Take the job's lock and open its files, making the folder where there is none.
+
+        Raises UsageError where the output cannot be a file of ours, JobLocked where another run holds it.
+        """
+        paths = JobPaths(output)
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            if output.exists() and not stat.S_ISREG(output.stat().st_mode):
+                raise UsageError(
+                    f"the output {output} is not a regular file; name a file that batchkit may append to"
+                )
+            lock = _lock(paths.lock)
+        except OSError as error:
+            raise UsageError(f"cannot write beside {output}: {error.strerror}") from error
+        try:
+            if overwrite:
+                _move_aside(paths)
+            return cls(paths, lock)
+        except OSError as error:
+            _unlock(paths.lock, lock)
+            raise UsageError(f"cannot write {output}: {error.strerror}") from error
+        except BaseException:
+            _unlock(paths.lock, lock)
+            raise
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes in the results and the errors file."""
+        return self._results.size, self._errors.size
+
+    @property
+    def dirty(self) -> bool:
+        """Whether lines were appended that are not known to be on the disk."""
+        return self._results.dirty or self._errors.dirty
+
+    def recover(self, results_from: int = 0, errors_from: int = 0) -> Iterator[OutputLine]:
+        """The lines from these byte offsets on, then the files' ends mended.
+
+        A line without its newline is the mark of a writer that died in the middle of it: it is moved to `….torn-<time>`.
+        Raises JobDamaged at a line that is broken though it has its newline.
+        """
+        for log, start in ((self._results, results_from), (self._errors, errors_from)):
+            yield from read_output(log.path, start)
+            notice = log.mend()
+            if notice:
+                self.notices.append(notice)
+
+    def supersede_errors(self) -> Path | None:
+        """Move the failures to the next `….errors.N.jsonl`, so that their requests are open again; None if there are none."""
+        if not self._errors.size:
+            return None
+        target = self.paths.beside(f".errors.{len(self.paths.superseded()) + 1}.jsonl")
+        self.paths.checkpoint.unlink(missing_ok=True)
+        self._errors.close()
+        self.paths.errors.rename(target)
+        self._errors = _Log(self.paths.errors)
+        _sync_folder(self.paths.results.parent)
+        return target
+
+    def append(self, line: OutputLine, line_id: str) -> None:
+        """Write one line. Raises OutputUnwritable, leaving the file as it was before, where it cannot be written."""
+        log = self._results if line.outcome.succeeded else self._errors
+        log.append(encode(line, line_id))
+
+    def sync(self) -> None:
+        """Wait until the disk has all that was appended. Raises OutputUnwritable; then nothing may be appended any more."""
+        self._results.sync()
+        self._errors.sync()
+
+    def read_checkpoint(self) -> bytes | None:
+        """The checkpoint's bytes, or None where there is none."""
+        try:
+            return self.paths.checkpoint.read_bytes()
+        except OSError:
+            return None
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Put `data` in place of `path` in one step: readers see the old file or the new one, never a part."""
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _PRIVATE)
+            try:
+                _write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            temporary.replace(path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def close(self) -> None:
+        """Close the files and give up the lock."""
+        self._results.close()
+        self._errors.close()
+        _unlock(self.paths.lock, self._lock)
+
+
+class _Log:
+    """A file that only grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
+        self.size = os.fstat(self._descriptor).st_size
+        self.dirty = False
+
+    def append(self, data: bytes) -> None:
+        self.dirty = True
+        try:
+            _write_all(self._descriptor, data)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, self.size)
+            raise _unwritable(self.path, error) from error
+        self.size += len(data)
+
+    def sync(self) -> None:
+        if not self.dirty:
+            return
+        # Before the call: a line appended while it waits may not be in it.
+        self.dirty = False
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def mend(self) -> str | None:
+        """Cut a torn line off the end, keeping its bytes aside. A line that lacks nothing but its newline is completed."""
+        tail = _last_line(self._descriptor, self.size)
+        if not tail:
+            return None
+        try:
+            decode(tail)
+        except BrokenLineError:
+            aside = self.path.with_name(f"{self.path.name}.torn-{time.strftime('%Y%m%d-%H%M%S')}")
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _PRIVATE)
+            try:
+                _write_all(descriptor, tail + b"\n")
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.ftruncate(self._descriptor, self.size - len(tail))
+            os.fsync(self._descriptor)
+            self.size -= len(tail)
+            return (
+                f"{self.path.name} ended in a torn line of {len(tail):,} bytes, as a killed run leaves it; "
+                f"it was moved to {aside.name} and its request is asked again"
+            )
+        self.append(b"\n")
+        return f"{self.path.name} ended without a newline; it was added"
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def read_output(path: Path, start: int = 0) -> Iterator[OutputLine]:
+    """The lines of one output file from byte `start` on; a line without its newline at the end is left out.
+
+    Reads without a lock, so also while a run is writing. A file that does not exist has no lines. Raises JobDamaged at a
+    broken line.
+    """
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        return
+    with stream:
+        stream.seek(start)
+        offset = start
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield decode(line[:-1])
+            except BrokenLineError as error:
+                raise JobDamaged(
+                    f"{path} is damaged in the line at byte {offset:,}: {error}. Nothing was written and nothing was sent. "
+                    "Restore the file from a copy, or begin anew with --overwrite, which keeps the old files aside."
+                ) from error
+            offset += len(line)
+
+
+def lock_holder(paths: JobPaths) -> int | None:
+    """The process id of the run that works on the job now, or None."""
+    try:
+        descriptor = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return _holder(descriptor)
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    """Hold the lock file. It is removed when the lock is given up, so what was locked must still be what stands there."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise JobLocked(
+                f"another run{f' (process {holder})' if holder else ''} is working on {path.with_suffix('').name}; "
+                "wait for it or stop it. Nothing was touched."
+            ) from error
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+                return descriptor
+        os.close(descriptor)
+
+
+def _unlock(path: Path, descriptor: int) -> None:
+    with suppress(OSError):
+        path.unlink()
+    os.close(descriptor)
+
+
+def _holder(descriptor: int) -> int | None:
+    written = os.pread(descriptor, 20, 0).strip()
+    return int(written) if written.isdigit() else None
+
+
+def _move_aside(paths: JobPaths) -> None:
+    """Rename the job's files, the results last: until then what stands is the old job, not a part of it."""
+    ending = time.strftime(".old-%Y%m%d-%H%M%S")
+    derived = (paths.checkpoint, paths.summary, paths.report)
+    for path in (*derived, *reversed(paths.superseded()), paths.errors, paths.results):
+        with suppress(FileNotFoundError):
+            path.rename(path.with_name(path.name + ending))
+    _sync_folder(paths.results.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _last_line(descriptor: int, size: int) -> bytes:
+    """The bytes after the last newline."""
+    tail = b""
+    end = size
+    while end > 0:
+        start = max(0, end - _PIECE)
+        piece = os.pread(descriptor, end - start, start)
+        newline = piece.rfind(b"\n")
+        tail = piece[newline + 1 :] + tail
+        if newline >= 0:
+            break
+        end = start
+    return tail
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, data[written:])
+
+
+def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
+    return OutputUnwritable(
+        f"cannot write {path}: {error.strerror}. The answers written so far are safe; make room or mend the disk, "
+        "then start the same command again: it goes on, and asks again only what was in flight."
+    )

@@ -1,0 +1,155 @@
+"""Requests from any iterable, outcomes as they come; no files.
+
+The same pipeline as a job's, with the caller in the writer's place. Outcomes that the caller has not taken hold back new
+requests, so a slow consumer costs no memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Unpack
+
+from anyio import to_thread
+
+from batchkit.endpoint import Endpoint
+from batchkit.engine.gate import SystemClock
+from batchkit.engine.monitor import Monitor, Readings
+from batchkit.engine.pipeline import Pipeline
+from batchkit.engine.stop import Stop
+from batchkit.events import RequestFinished
+from batchkit.formats.requests import parse_record
+from batchkit.job import affordable, build_delivery, new_job_id, open_address
+from batchkit.observers.progress import choose as choose_progress
+from batchkit.records import Outcome
+from batchkit.rules.tally import Tally
+from batchkit.settings import Credentials, RunSettings, Settings
+
+__all__ = ["stream"]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    index: int
+    record: Any
+
+    @property
+    def offset(self) -> int:
+        return self.index
+
+
+async def stream(
+    requests: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+    **settings: Unpack[RunSettings],
+) -> AsyncIterator[Outcome]:
+    """Send `requests`, records in any of the input's shapes, and yield an `Outcome` for each as it ends.
+
+    They come in the order in which they end; `outcome.index` counts the records from 0. Keywords are those of `run`, but
+    nothing is written and nothing resumed, and `progress` is off unless asked for. An iterable that is not async is read in
+    a thread. Raises UsageError before the first request and RunStopped after the outcomes of what was in flight; leaving
+    the loop early ends what is in flight.
+    """
+    chosen = Settings.of({"progress": "off", **settings})
+    progress = choose_progress(chosen.progress, sys.stderr)
+    outcomes: deque[Outcome] = deque()
+    came, taken = asyncio.Event(), asyncio.Event()
+    most = 2 * chosen.concurrency
+    tally = Tally()
+    stop, clock = Stop(), SystemClock()
+    monitor = Monitor(() if progress is None else (progress,), clock)
+
+    def write(outcome: Outcome) -> None:
+        tally.add(outcome)
+        outcomes.append(outcome)
+        came.set()
+        monitor.emit(RequestFinished(outcome))
+
+    async def ready() -> None:
+        while len(outcomes) >= most and stop.cause is None:
+            taken.clear()
+            await taken.wait()
+
+    async def work() -> None:
+        async with AsyncExitStack() as parts:
+            address = await open_address(parts, chosen, Credentials.read(os.environ))
+            endpoint = await parts.enter_async_context(Endpoint(address, timeout=chosen.timeout))
+            job_id = chosen.job_id or new_job_id(time.time())
+            concurrency = affordable(chosen.concurrency, monitor)
+            gate, delivery = build_delivery(endpoint, chosen, job_id, stop, clock, monitor)
+            pipeline = Pipeline(
+                _batches(requests),
+                parse=lambda item: parse_record(item.record, item.index, chosen.defaults),
+                is_done=lambda _: False,
+                deliver=delivery.deliver,
+                proven=lambda: delivery.proven,
+                write=write,
+                concurrency=concurrency,
+                job_id=job_id,
+                stop=stop,
+                clock=clock,
+                limit=chosen.limit,
+                ready=ready,
+            )
+            monitor.readings = Readings(
+                tally, pipeline, delivery, gate, concurrency, lambda: None, lambda: (None, False)
+            )
+            watching = asyncio.create_task(monitor.watch())
+            try:
+                await pipeline.run()
+            finally:
+                watching.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watching
+                monitor.close()
+
+    working = asyncio.create_task(work())
+    working.add_done_callback(lambda _: came.set())
+    try:
+        while True:
+            while outcomes:
+                yield outcomes.popleft()
+                taken.set()
+            if working.done():
+                break
+            came.clear()
+            await came.wait()
+        await working
+        if stop.cause is not None:
+            raise stop.cause
+    finally:
+        if not working.done():
+            working.cancel()
+            with suppress(asyncio.CancelledError):
+                await working
+
+
+async def _batches(
+    records: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+) -> AsyncIterator[list[_Record]]:
+    index = 0
+    if isinstance(records, AsyncIterable):
+        async for record in records:
+            yield [_Record(index, record)]
+            index += 1
+        return
+    iterator = iter(records)
+    in_memory = isinstance(records, list | tuple)
+    while True:
+        batch = (
+            list(islice(iterator, _BATCH))
+            if in_memory
+            else await to_thread.run_sync(list, islice(iterator, _BATCH))
+        )
+        if not batch:
+            return
+        yield [_Record(index + at, record) for at, record in enumerate(batch)]
+        index += len(batch)

@@ -1,0 +1,226 @@
+import json
+from decimal import Decimal
+
+import pytest
+
+from batchkit.formats.summary import (
+    ModelFigures,
+    Totals,
+    amount,
+    build,
+    dollars,
+    dumps,
+    duration,
+    moment,
+    printable,
+    render,
+    what_next,
+)
+from batchkit.records import Usage
+
+
+def totals(**change):
+    figures = {
+        "succeeded": 7,
+        "failed": 2,
+        "attempts": 12,
+        "by_reason": {"timeout": 1, "rate_limited": 2},
+        "truncated": 1,
+        "models": {
+            "gpt-4o-mini-2024-07-18": ModelFigures(
+                5, Usage(629_360, 400, 629_760, 1000, 30), Decimal("0.0123")
+            ),
+            "gpt-4o": ModelFigures(2, Usage(10, 20, 30), Decimal("0.0005")),
+        },
+        "known_cost": Decimal("0.0128"),
+        "price_list": "genai-prices 0.2.3",
+        "latency_s": (0.5, 1.0, 2.0, 12.0),
+        "errors": {"context_length_exceeded": (2, "request-17")},
+        "started_at": 1763820000.0,
+        "finished_at": 1763820090.0,
+        "active_s": 45.0,
+    }
+    return Totals(**{**figures, **change})
+
+
+def summary(*, status="completed", stop_reason=None, requests=9, **change):
+    return build(totals(**change), job_id="job-1", status=status, stop_reason=stop_reason, requests=requests)
+
+
+def test_the_summary_has_the_shape_that_was_promised():
+    assert summary() == {
+        "job_id": "job-1",
+        "status": "completed",
+        "stop_reason": None,
+        "simulated": False,
+        "requests": {"total": 9, "succeeded": 7, "failed": 2, "pending": 0, "truncated": 1},
+        "attempts": {"total": 12, "retried": 3, "by_reason": {"timeout": 1, "rate_limited": 2}},
+        "usage": {
+            "prompt_tokens": 629_370,
+            "completion_tokens": 420,
+            "total_tokens": 629_790,
+            "cached_tokens": 1000,
+            "reasoning_tokens": 30,
+            "unknown": 0,
+        },
+        "cost": {
+            "currency": "USD",
+            "total": 0.0128,
+            "unpriced_models": [],
+            "price_list": "genai-prices 0.2.3",
+        },
+        "models": {
+            "gpt-4o-mini-2024-07-18": {
+                "requests": 5,
+                "usage": {
+                    "prompt_tokens": 629_360,
+                    "completion_tokens": 400,
+                    "total_tokens": 629_760,
+                    "cached_tokens": 1000,
+                    "reasoning_tokens": 30,
+                },
+                "cost": 0.0123,
+            },
+            "gpt-4o": {
+                "requests": 2,
+                "usage": {
+                    "prompt_tokens": 10,
+                    "completion_tokens": 20,
+                    "total_tokens": 30,
+                    "cached_tokens": 0,
+                    "reasoning_tokens": 0,
+                },
+                "cost": 0.0005,
+            },
+        },
+        "latency_s": {"p50": 0.5, "p90": 1.0, "p99": 2.0, "max": 12.0},
+        "throughput": {"requests_per_s": 0.2, "tokens_per_s": 13995.3333},
+        "errors": {"context_length_exceeded": {"count": 2, "example": "request-17"}},
+        "time": {"started_at": 1763820000.0, "finished_at": 1763820090.0, "active_s": 45.0},
+    }
+
+
+def test_an_unpriced_model_leaves_no_total_but_what_is_known():
+    models = {"mine": ModelFigures(1, Usage(1, 1, 2), None)}
+    told = summary(unpriced_models=("mine",), models=models)
+    assert told["cost"]["total"] is None
+    assert told["cost"]["known_total"] == 0.0128
+    assert told["cost"]["unpriced_models"] == ["mine"]
+    assert told["models"]["mine"]["cost"] is None
+
+
+def test_what_is_not_known_is_null():
+    told = build(Totals(0, 0, 0), job_id="j", status="running", stop_reason=None, requests=None)
+    assert told["requests"]["total"] is told["requests"]["pending"] is None
+    assert told["latency_s"] == {"p50": None, "p90": None, "p99": None, "max": None}
+    assert told["throughput"] == {"requests_per_s": None, "tokens_per_s": None}
+    assert told["time"]["started_at"] is None
+    assert "price_list" not in told["cost"]
+    assert render(told).startswith("job j: running\n")
+
+
+def test_the_file_is_indented_json_with_a_newline():
+    written = dumps(summary())
+    assert json.loads(written) == summary()
+    assert written.endswith(b"}\n")
+    assert b'\n  "job_id"' in written
+
+
+def test_the_text_says_what_happened():
+    assert render(summary(simulated=True), width=100) == (
+        "simulated job job-1: completed\n"
+        "  requests    7 of 9 done, 2 failed, 0 pending, 1 cut at their length limit\n"
+        "  attempts    12 in all, 3 repeated: 2 rate_limited, 1 timeout\n"
+        "  tokens      629,370 prompt (1,000 cached), 420 completion (30 reasoning)\n"
+        "  cost        $0.0128 (list prices; simulated run: nothing was billed)\n"
+        "  models      gpt-4o-mini-2024-07-18: 5 requests, 629,760 tokens, $0.0123\n"
+        "              gpt-4o: 2 requests, 30 tokens, $0.0005\n"
+        "  latency     p50 0.50 s, p90 1.00 s, p99 2.00 s, max 12.0 s\n"
+        "  throughput  0.20 requests/s, 13,995 tokens/s\n"
+        "  time        45 s at work, from 2025-11-22 14:00:00 UTC, to 2025-11-22 14:01:30 UTC\n"
+        "  errors      2 context_length_exceeded, such as request-17\n"
+        "\n"
+        "The failures stand in the errors file; the same command with --retry-failed asks them once more.\n"
+    )
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_text_fits_the_terminal(width):
+    assert max(len(line) for line in render(summary(), width=width).splitlines()) <= width
+
+
+def test_the_text_names_models_without_a_price_and_never_calls_them_free():
+    nothing = render(summary(unpriced_models=("mine", "yours"), known_cost=Decimal(0)))
+    assert "cost        no known price for mine, yours\n" in nothing
+    assert "$0.00 " not in nothing
+    some = render(summary(unpriced_models=("mine",)))
+    assert "cost        $0.0128 for what has a price (list prices), no known price for mine\n" in some
+
+
+def test_a_cost_without_all_usage_is_a_lower_bound():
+    assert "at least $0.0128" in render(summary(unknown_usage=3))
+    assert "not known of 3 results" in render(summary(unknown_usage=3))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"failed": 0}, "Every request has its result."),
+        ({}, "--retry-failed"),
+        (
+            {"status": "stopped", "stop_reason": "insufficient_quota"},
+            "Stopped: insufficient_quota. Nothing is lost",
+        ),
+        ({"status": "interrupted"}, "the same command goes on"),
+        ({"status": "running"}, "The job is running"),
+    ],
+)
+def test_the_text_ends_with_what_to_do_next(change, word):
+    assert word in what_next(summary(**change))
+    assert render(summary(**change), width=1000).endswith(what_next(summary(**change)) + "\n")
+
+
+def test_nothing_that_came_from_outside_reaches_the_terminal_as_it_is():
+    evil = "a\x1b[2J\u202e\r\nb"
+    told = build(
+        totals(
+            models={evil: ModelFigures(1, Usage(), None), "b": ModelFigures(1, Usage(), None)},
+            unpriced_models=(evil,),
+            errors={evil: (1, evil)},
+            by_reason={evil: 1},
+        ),
+        job_id=evil,
+        status="stopped",
+        stop_reason=evil,
+        requests=9,
+    )
+    assert all(char.isprintable() or char == "\n" for char in render(told))
+    assert r"a\x1b[2J\u202e\x0d\x0ab" in render(told)
+
+
+def test_text_that_does_no_harm_is_left_alone():
+    assert printable("한국어 é 🎉") == "한국어 é 🎉"
+    assert printable("\x00\u200b\U000e0041") == r"\x00\u200b\U000e0041"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0, "0.0 s"), (2.34, "2.3 s"), (9.7, "10 s"), (59.6, "1 min"), (83, "1 min 23 s"), (3600, "1 h"),
+     (7500, "2 h 5 min"), (190_800, "2 d 5 h")],
+)  # fmt: skip
+def test_durations_have_two_units(seconds, told):
+    assert duration(seconds) == told
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(0, "$0.00"), (0.0000123, "$0.0000123"), (0.0946, "$0.0946"), (0.094644, "$0.0946"), (0.5, "$0.5000"),
+     (1.234, "$1.23"), (12345.6, "$12,345.60")],
+)  # fmt: skip
+def test_small_amounts_of_money_are_not_rounded_away(value, told):
+    assert dollars(value) == told
+
+
+def test_amounts_and_moments():
+    assert [amount(value) for value in (0.812, 12.34, 41_000.4)] == ["0.81", "12.3", "41,000"]
+    assert moment(1763820000.9) == "2025-11-22 14:00:00 UTC"

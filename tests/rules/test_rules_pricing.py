@@ -1,0 +1,223 @@
+import json
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import ModelPrice, TieredPrices
+
+from batchkit.records import Failure, FailureKind, Outcome, Reply, Usage
+from batchkit.rules.pricing import Price, PriceList, Rate, cost_of
+from batchkit.rules.tally import BAND_EDGES, Tally, band_of
+
+AT = 1_763_820_000.0
+KMMLU = Path(__file__).parents[3] / "shared" / "data" / "kmmlu_output.jsonl"
+PRICES = PriceList(at=AT)
+
+
+def tally_of(*answers):
+    tally = Tally()
+    for index, (model, usage) in enumerate(answers):
+        reply = Reply(200, "r", b"{}", model=model, usage=usage)
+        tally.add(Outcome(index, f"line-{index}", reply, "t", 1, 1.0, AT))
+    return tally
+
+
+def test_every_tier_of_the_price_list_begins_at_one_of_our_edges():
+    starts = set()
+    for provider in get_snapshot().providers:
+        for model in provider.models:
+            prices = model.prices if isinstance(model.prices, list) else [model]
+            for price in prices:
+                tiered = [value for value in vars(price.prices).values() if isinstance(value, TieredPrices)]
+                starts |= {tier.start for value in tiered for tier in value.tiers}
+    assert starts
+    assert starts <= set(BAND_EDGES)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("gpt-4o", "gpt-4o"),
+        ("GPT-4o", "gpt-4o"),
+        ("gpt-4o-mini-2024-07-18", "gpt-4o-mini"),
+        ("openai/gpt-4o", "gpt-4o"),
+        ("@openai-prod/gpt-4o", "gpt-4o"),
+        ("@openai/gpt-4o-mini", "gpt-4o-mini"),
+        ("@groq/llama-3.1-8b-instant", "llama-3.1-8b-instant"),
+        ("@a/openai/gpt-4o", "gpt-4o"),
+        ("claude-3-5-sonnet-20241022", "claude-3-5-sonnet"),
+        ("claude-3-5-sonnet-latest", "claude-3-5-sonnet"),
+        ("claude-sonnet-4-20250514", "claude-sonnet-4-0"),
+        ("gemini-2.0-flash-001", "gemini-2.0-flash"),
+        ("gpt-5-nano-2025-08-07", "gpt-5-nano"),
+    ],
+)
+def test_a_model_is_found_however_it_is_spelled(name, model):
+    found = PRICES.find(name)
+    assert found is not None
+    assert found.model == model
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "/",
+        "@",
+        "@/",
+        "unknown",
+        "other",
+        "gpt-4o-mini-my-finetune",
+        "gpt-4o-",
+        "gpt-4o-audio-preview-of-mine",
+        "my-claude-3-5-sonnet",
+        "claude-3-5-sonnet-clone",
+        "claude-opus-4-10",
+        "gemini-1.5-flash-8b",
+        "ft:gpt-4.1:acme::1",
+        "text-moderation",
+        "meta-llama/llama-3.1-8b",
+        "llama-3.1-8b-instant",
+        "acme/gpt-4o",
+    ],
+)
+def test_what_only_looks_like_a_model_of_the_list_has_no_price(name):
+    assert PRICES.find(name) is None
+
+
+@pytest.mark.parametrize(
+    ("base_url", "name", "provider"),
+    [
+        ("https://api.openai.com/v1", "gpt-4o", "openai"),
+        ("https://openrouter.ai/api/v1", "openai/gpt-4o", "openrouter"),
+        ("https://api.groq.com/openai/v1", "llama-3.1-8b-instant", "groq"),
+        ("https://api.portkey.ai/v1", "gpt-4o", "openai"),
+        ("http://127.0.0.1:8000/v1", "gpt-4o-mini", "openai"),
+        ("https://api.openai.com/v1", "ft:gpt-4o-mini-2024-07-18:acme::1", "openai"),
+        ("https://aiplatform.googleapis.com/v1", "claude-sonnet-4-5@20250929", "google"),
+        ("https://aiplatform.googleapis.com/v1", "publishers/google/gemini-2.0-flash", "google"),
+        ("https://api.anthropic.com/v1", "claude-fable-5-20260101", "anthropic"),
+    ],
+)
+def test_the_address_tells_the_provider_where_the_list_knows_it(base_url, name, provider):
+    found = PriceList(at=AT, base_url=base_url).find(name)
+    assert found is not None
+    assert found.provider == provider
+
+
+def test_only_a_namespace_may_stand_before_a_name_and_a_version_behind_it():
+    google = PriceList(at=AT, base_url="https://aiplatform.googleapis.com/v1")
+    assert google.find("anthropic.claude-sonnet-4-5@20250929") is not None
+    assert google.find("not-claude-sonnet-4-5") is None
+    assert google.find("my-gemini-2.0-flash") is None
+
+
+def test_a_provider_is_not_charged_for_what_another_sells():
+    assert PriceList(at=AT, base_url="https://api.openai.com/v1").find("claude-3-haiku") is None
+
+
+def test_prices_are_those_of_the_time():
+    now, then = PriceList(at=1_790_000_000.0), PriceList(at=1_700_000_000.0)
+    assert now.find("o3").prompt.base == 2
+    assert then.find("o3").prompt.base == 10
+
+
+@pytest.mark.parametrize("sides", [{}, {"input_mtok": Decimal(1)}, {"output_mtok": Decimal(1)}])
+def test_a_price_without_both_sides_is_none(monkeypatch, sides):
+    prices = PriceList(at=AT)
+    assert prices.find("gpt-4o") is not None
+    provider = next(each for each in get_snapshot().providers if each.id == "openai")
+    monkeypatch.setattr(provider.find_model("gpt-4o"), "prices", ModelPrice(**sides))
+    assert PriceList(at=AT).find("gpt-4o") is None
+
+
+def test_what_the_list_gives_away_costs_nothing(monkeypatch):
+    provider = next(each for each in get_snapshot().providers if each.id == "openai")
+    free = ModelPrice(input_mtok=Decimal(0), output_mtok=Decimal(0))
+    monkeypatch.setattr(provider.find_model("gpt-4o"), "prices", free)
+    cost = cost_of(tally_of(("gpt-4o", Usage(1000, 1000, 2000))), PriceList(at=AT))
+    assert (cost.total, cost.unpriced_models) == (0, ())
+
+
+def test_cached_and_reasoning_tokens_are_parts_that_may_have_their_own_price():
+    price = Price("m", "p", Rate(Decimal("2.5")), Rate(Decimal(10)), cached=Rate(Decimal("1.25")))
+    assert price.cost(Usage(1000, 100, 1100, 400, 60)) == Decimal("0.003")
+    apart = Price("m", "p", Rate(Decimal("2.5")), Rate(Decimal(10)), reasoning=Rate(Decimal(3)))
+    assert apart.cost(Usage(1000, 100, 1100, 400, 60)) == Decimal("0.00308")
+    each = Price("m", "p", Rate(Decimal(0)), Rate(Decimal(0)), per_request=Decimal("0.012"))
+    assert each.cost(Usage(5, 5, 10), requests=3) == Decimal("0.036")
+
+
+def test_a_long_prompt_costs_its_tier_for_all_of_it():
+    rate = Rate(Decimal("1.25"), ((200_000, Decimal("2.5")),))
+    price = Price("m", "p", rate, Rate(Decimal(10), ((200_000, Decimal(15)),)))
+    assert price.cost(Usage(200_000), band_of(200_000)) == Decimal("0.25")
+    assert price.cost(Usage(200_001), band_of(200_001)) == Decimal("0.5000025")
+    assert price.cost(Usage(900_000, 10), band_of(900_000)) == Decimal("2.25015")
+
+
+def test_a_sum_over_bands_is_the_sum_over_requests():
+    lengths = [1, 199_999, 200_000, 200_001, 272_000, 272_001, 1_000_000]
+    usages = [Usage(length, 100, length + 100, length // 2, 50) for length in lengths]
+    for model in ("gemini-2.5-pro", "claude-sonnet-4-5", "gpt-5.4", "gpt-4o"):
+        price = PRICES.find(model)
+        each = sum(price.cost(usage, band_of(usage.prompt_tokens)) for usage in usages)
+        assert cost_of(tally_of(*((model, usage) for usage in usages)), PRICES).total == each
+
+
+def test_a_tier_that_begins_within_a_band_counts_for_all_of_it():
+    rate = Rate(Decimal(1), ((150_000, Decimal(2)),))
+    assert [rate.at(band_of(length)) for length in (128_000, 128_001, 10**7)] == [1, 2, 2]
+
+
+def test_costs_are_exact_however_many_tokens():
+    price = Price("m", "p", Rate(Decimal("0.123456789")), Rate(Decimal("0.6")))
+    assert price.cost(Usage(10**24 + 1)) == Decimal("123456789000000000.000000123456789")
+
+
+def test_a_model_without_a_price_is_named_and_the_rest_is_known():
+    cost = cost_of(tally_of(("gpt-4o", Usage(1000, 0, 1000)), ("mine", Usage(5, 5, 10))), PRICES)
+    assert cost.total is None
+    assert cost.known_total == Decimal("0.0025")
+    assert cost.unpriced_models == ("mine",)
+    assert cost.by_model == {"gpt-4o": Decimal("0.0025"), "mine": None}
+
+
+def test_a_model_that_never_told_its_usage_is_not_free():
+    assert cost_of(tally_of(("gpt-4o", None)), PRICES).total is None
+    some = cost_of(tally_of(("gpt-4o", None), ("gpt-4o", Usage(1000, 0, 1000))), PRICES)
+    assert some.total == Decimal("0.0025")
+
+
+def test_failures_without_usage_cost_nothing():
+    tally = Tally()
+    tally.add(Outcome(0, "a", Failure(FailureKind.TIMEOUT, "timeout", "late"), "t", 1, 1.0, AT))
+    assert cost_of(tally, PRICES).total == 0
+
+
+def test_the_list_is_named_with_its_version():
+    assert PRICES.name.startswith("genai-prices 0.")
+
+
+def test_the_list_is_not_read_before_a_price_is_asked_for():
+    code = "import sys, batchkit.rules.pricing as p; p.PriceList(at=0.0); assert 'genai_prices' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(not KMMLU.exists(), reason="the real batch files are not here")
+def test_a_real_batch_costs_what_its_tokens_come_to():
+    bodies = [json.loads(line)["response"]["body"] for line in KMMLU.read_bytes().splitlines()]
+    usages = [
+        (
+            body["model"],
+            Usage(*(body["usage"][key] for key in ("prompt_tokens", "completion_tokens", "total_tokens"))),
+        )
+        for body in bodies
+    ]
+    completion = sum(usage.completion_tokens for _, usage in usages)
+    cost = cost_of(tally_of(*usages), PRICES)
+    assert cost.total == (629_360 * Decimal("0.15") + completion * Decimal("0.6")) / 1_000_000
+    assert list(cost.by_model) == ["gpt-4o-mini-2024-07-18"]

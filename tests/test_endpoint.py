@@ -1,0 +1,662 @@
+"""Every answer here is really sent, byte by byte, by a server on loopback."""
+
+import asyncio
+import gzip
+import shutil
+import ssl
+import subprocess
+import tracemalloc
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+from time import time
+
+import orjson
+import pytest
+
+from batchkit import endpoint as module
+from batchkit.endpoint import BODY_BYTES, Endpoint
+from batchkit.formats.completions import EndpointAddress, endpoint_address
+from batchkit.records import Answer, Failure, FailureKind as Kind, PortkeyFields, Reply, Request, Trace, Usage
+
+CANARY = "sk-canary-0123456789abcdef"
+TRACE = Trace("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
+REQUEST = Request(0, "a", b'{"model":"gpt-4o","messages":[{"role":"user","content":"h\xc3\xa9"}]}')
+GOOD = orjson.dumps(
+    {
+        "id": "c-1",
+        "model": "gpt-4o-2024",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    }
+)
+GOOD_REPLY = Reply(200, "", GOOD, "gpt-4o-2024", Usage(3, 2, 5), "stop")
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+Answering = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+def http(status: int, body: bytes = b"", *headers: str, length: int | None = None) -> bytes:
+    head = [
+        f"HTTP/1.1 {status} Whatever",
+        f"Content-Length: {len(body) if length is None else length}",
+        *headers,
+    ]
+    return "\r\n".join([*head, "", ""]).encode("latin-1") + body
+
+
+def sending(data: bytes) -> Answering:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+        await writer.drain()
+
+    return answer
+
+
+def sending_then_closing(data: bytes) -> Answering:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+        writer.close()
+
+    return answer
+
+
+async def resetting(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+
+
+async def breaking_a_chunk(writer: asyncio.StreamWriter) -> None:
+    writer.write(CHUNKED + b"5\r\n{    \r\n")
+    for _ in range(20):
+        await asyncio.sleep(0)  # the client reads that much
+    writer.write(b"not hex\r\n")
+
+
+async def hanging(writer: asyncio.StreamWriter) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def dripping(writer: asyncio.StreamWriter) -> None:
+    writer.write(http(200, length=1000))
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.001)
+
+
+class Server:
+    """Answers each request by its script, the last entry for ever; keeps what it was sent."""
+
+    def __init__(self, *script: Answering | bytes) -> None:
+        self.script = [sending(entry) if isinstance(entry, bytes) else entry for entry in script]
+        self.heads: list[list[str]] = []
+        self.bodies: list[bytes] = []
+        self.connections = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of the last request, by lower-case names."""
+        pairs = [line.split(": ", 1) for line in self.heads[-1][1:]]
+        assert len({name.lower() for name, _ in pairs}) == len(pairs), "a header was sent twice"
+        return {name.lower(): value for name, value in pairs}
+
+    @asynccontextmanager
+    async def listening(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=tls)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        try:
+            while not writer.is_closing():
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
+                length = next(
+                    int(line.split(":")[1]) for line in head if line.lower().startswith("content-length")
+                )
+                self.bodies.append(await reader.readexactly(length))
+                self.heads.append(head)
+                await (self.script.pop(0) if len(self.script) > 1 else self.script[0])(writer)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+
+
+def plain_address(base_url: str) -> EndpointAddress:
+    return endpoint_address(base_url, version="0", timeout=10)
+
+
+async def ask(*script: Answering | bytes, timeout: float = 10, request: Request = REQUEST) -> Answer:
+    """One attempt at a server of that script."""
+    async with Server(*script).listening() as url, Endpoint(plain_address(url), timeout=timeout) as endpoint:
+        return await endpoint.attempt(request, TRACE)
+
+
+# --- what is sent --------------------------------------------------------------------------------------------------
+
+EVERY_TIME = {
+    "content-type": "application/json",
+    "accept": "application/json",
+    "accept-encoding": "gzip, deflate",
+    "user-agent": "batchkit/1.2",
+    "content-length": str(len(REQUEST.body)),
+}
+W3C = {
+    "traceparent": f"00-{TRACE.trace_id}-{TRACE.span_id}-01",
+    "x-client-request-id": f"{TRACE.trace_id}-{TRACE.span_id}",
+}
+PORTKEY = {
+    "x-portkey-trace-id": TRACE.trace_id,
+    "x-portkey-span-id": TRACE.span_id,
+    "x-portkey-request-timeout": "9500",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "portkey", "expected"),
+    [
+        pytest.param({}, None, W3C, id="a local server gets no key"),
+        pytest.param(
+            {"openai_api_key": CANARY},
+            None,
+            {**W3C, "authorization": f"Bearer {CANARY}"},
+            id="OpenAI gets its key",
+        ),
+        pytest.param(
+            {"portkey_api_key": "pk", "portkey_virtual_key": "vk", "openai_api_key": CANARY},
+            None,
+            {**PORTKEY, "x-portkey-api-key": "pk", "x-portkey-virtual-key": "vk"},
+            id="Portkey does not get OpenAI's key",
+        ),
+        pytest.param(
+            {"portkey_api_key": "pk", "portkey_provider": "openai", "openai_api_key": CANARY},
+            None,
+            {
+                **PORTKEY,
+                "x-portkey-api-key": "pk",
+                "x-portkey-provider": "openai",
+                "authorization": f"Bearer {CANARY}",
+            },
+            id="Portkey gets the key of the provider that was named",
+        ),
+        pytest.param(
+            {
+                "portkey_api_key": "pk",
+                "portkey_config": "pc-1",
+                "portkey_metadata": {"team": "a", "job": "x"},
+                "cache_namespace": "run",
+                "cache_force_refresh": True,
+            },
+            PortkeyFields(
+                trace_id=TRACE.trace_id, span_name="step", metadata={"team": "로"}, cache_namespace="record"
+            ),
+            {
+                **PORTKEY,
+                "x-portkey-api-key": "pk",
+                "x-portkey-config": "pc-1",
+                "x-portkey-span-name": "step",
+                "x-portkey-metadata": '{"team":"\\ub85c","job":"x"}',
+                "x-portkey-cache-namespace": "record",
+                "x-portkey-cache-force-refresh": "true",
+            },
+            id="a record's own fields win over the run's",
+        ),
+    ],
+)
+async def test_exactly_these_headers_and_bytes_arrive(given, portkey, expected):
+    server = Server(http(200, GOOD))
+    request = Request(0, "a", REQUEST.body, portkey=portkey)
+    async with server.listening() as url:
+        address = endpoint_address(url, version="1.2", timeout=10, **given)
+        async with Endpoint(address) as endpoint:
+            assert await endpoint.attempt(request, TRACE) == GOOD_REPLY
+    host = url.removeprefix("http://").removesuffix("/v1")
+    assert server.heads[0][0] == "POST /v1/chat/completions HTTP/1.1"
+    assert server.headers == {**EVERY_TIME, **expected, "host": host}
+    assert server.bodies == [REQUEST.body]
+
+
+async def test_a_body_of_many_megabytes_arrives_as_it_is():
+    server = Server(http(200, GOOD))
+    body = b'{"messages":"' + b"x" * 3_000_000 + b'"}'
+    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+        assert await endpoint.attempt(Request(0, "a", body), TRACE) == GOOD_REPLY
+    assert server.bodies == [body]
+    assert "transfer-encoding" not in server.headers
+
+
+async def test_a_header_that_cannot_be_sent_fails_the_request_before_it_is_sent():
+    server = Server(http(200, GOOD))
+    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+        answer = await endpoint.attempt(REQUEST, Trace("a\r\nb: c", "d"))
+    assert isinstance(answer, Failure)
+    assert (answer.kind, answer.code, answer.maybe_billed) == (Kind.INVALID_REQUEST, "invalid_header", False)
+    assert server.heads == []
+
+
+# --- what comes back -----------------------------------------------------------------------------------------------
+
+RAW_DEFLATE = zlib.compressobj(wbits=-15)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(http(200, GOOD), id="plain"),
+        pytest.param(
+            CHUNKED + b"5\r\n" + GOOD[:5] + b"\r\n%x\r\n" % len(GOOD[5:]) + GOOD[5:] + b"\r\n0\r\n\r\n",
+            id="chunked",
+        ),
+        pytest.param(http(200, gzip.compress(GOOD), "Content-Encoding: gzip"), id="gzip"),
+        pytest.param(http(200, zlib.compress(GOOD), "Content-Encoding: deflate"), id="deflate"),
+        pytest.param(
+            http(200, RAW_DEFLATE.compress(GOOD) + RAW_DEFLATE.flush(), "content-encoding: Deflate"),
+            id="raw deflate",
+        ),
+        pytest.param(http(200, GOOD, "Content-Encoding: identity"), id="identity"),
+        pytest.param(
+            http(200, GOOD, "Content-Encoding: gzip"), id="unpacked by a gateway that kept the header"
+        ),
+        pytest.param(http(200, GOOD, "x-large: " + "h" * 60_000), id="a header of 60 KB"),
+        pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n" + http(200, GOOD), id="after a 100"),
+    ],
+)
+async def test_a_completion_is_read_however_it_travels(sent):
+    assert await ask(sent) == GOOD_REPLY
+
+
+async def test_a_body_that_ends_with_the_connection_is_read_to_its_end():
+    assert await ask(sending_then_closing(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD)) == GOOD_REPLY
+
+
+async def test_246_is_a_success_with_its_status():
+    assert await ask(http(246, GOOD, "x-request-id: r-1")) == Reply(
+        246, "r-1", GOOD, "gpt-4o-2024", Usage(3, 2, 5), "stop"
+    )
+
+
+def error(**fields: object) -> bytes:
+    return orjson.dumps({"error": fields})
+
+
+@pytest.mark.parametrize(
+    ("sent", "kind", "code", "status"),
+    [
+        (
+            http(400, error(code="context_length_exceeded")),
+            Kind.INVALID_REQUEST,
+            "context_length_exceeded",
+            400,
+        ),
+        (http(401, error(code="invalid_api_key")), Kind.KEY_REFUSED, "invalid_api_key", 401),
+        (http(404, error(code="model_not_found")), Kind.NOT_FOUND, "model_not_found", 404),
+        (http(429), Kind.RATE_LIMITED, "rate_limited", 429),
+        (http(500, b"oops"), Kind.SERVER_ERROR, "server_error", 500),
+        (http(200, b"<html>welcome</html>"), Kind.NOT_AN_API, "not_an_api", 200),
+        (http(200), Kind.NOT_AN_API, "not_an_api", 200),
+        (http(204), Kind.NOT_AN_API, "not_an_api", 204),
+        (http(200, GOOD[:50]), Kind.NOT_AN_API, "broken_json", 200),
+        (http(200, error(type="server_error")), Kind.SERVER_ERROR, "server_error", 200),
+        (http(200, b'{"choices":[]}'), Kind.INVALID_RESPONSE, "invalid_response", 200),
+        (
+            http(200, b"\0garbage", "Content-Encoding: gzip"),
+            Kind.INVALID_RESPONSE,
+            "unreadable_encoding",
+            200,
+        ),
+        (http(200, b"\0garbage", "Content-Encoding: br"), Kind.INVALID_RESPONSE, "unreadable_encoding", 200),
+        (
+            http(200, gzip.compress(GOOD)[:-9], "Content-Encoding: gzip"),
+            Kind.CONNECTION_ERROR,
+            "answer_cut",
+            None,
+        ),
+        (http(200, b"", length=BODY_BYTES + 1), Kind.INVALID_RESPONSE, "response_too_large", 200),
+        (http(200, GOOD, "x-huge: " + "h" * 70_000), Kind.INVALID_RESPONSE, "malformed_http", None),
+        (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", Kind.INVALID_RESPONSE, "malformed_http", None),
+        (sending_then_closing(http(200, GOOD[:9], length=99)), Kind.CONNECTION_ERROR, "answer_cut", None),
+        (sending_then_closing(CHUNKED + b"ff\r\n{"), Kind.CONNECTION_ERROR, "answer_cut", None),
+        (CHUNKED + b"not hex\r\n", Kind.INVALID_RESPONSE, "malformed_http", None),
+        (breaking_a_chunk, Kind.CONNECTION_ERROR, "answer_cut", None),
+        (sending_then_closing(b"HTTP/1.1 200 O"), Kind.CONNECTION_ERROR, "connection_error", None),
+        (sending_then_closing(b""), Kind.CONNECTION_ERROR, "connection_error", None),
+        (resetting, Kind.CONNECTION_ERROR, "connection_error", None),
+    ],
+)
+async def test_what_is_no_completion_is_a_failure_that_says_why(sent, kind, code, status):
+    answer = await ask(sent)
+    assert isinstance(answer, Failure)
+    assert (answer.kind, answer.code, answer.status) == (kind, code, status)
+    assert answer.message
+    cut = status is None or code in ("broken_json", "unreadable_encoding", "response_too_large")
+    assert answer.maybe_billed == cut
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        (["Retry-After: 7"], 7),
+        (["Retry-After: 0.25"], 0.25),
+        (["Retry-After: 9", "Retry-After-Ms: 1500"], 1.5),
+        (["Retry-After: nan"], None),
+        (["Retry-After: -3"], 0),
+        (["Retry-After: 99999999999999999999"], 300),
+        (["Retry-After: 6m0s"], None),
+        (["Retry-After: Wed, 21 Oct 2015 07:28:00 GMT"], 0),
+        ([], None),
+    ],
+)
+async def test_the_wait_a_server_asks_for_is_bounded(headers, seconds):
+    answer = await ask(http(429, b"", *headers))
+    assert isinstance(answer, Failure)
+    assert answer.retry_after == seconds
+
+
+async def test_a_date_in_retry_after_is_measured_from_now():
+    answer = await ask(http(503, b"", f"Retry-After: {formatdate(time() + 100, usegmt=True)}"))
+    assert isinstance(answer, Failure)
+    assert answer.retry_after == pytest.approx(100, abs=5)
+
+
+async def test_a_gzip_bomb_is_refused_before_it_unfolds(monkeypatch):
+    monkeypatch.setattr(module, "BODY_BYTES", 1024 * 1024)
+    bomb = gzip.compress(bytes(32 * 1024 * 1024))
+    assert len(bomb) < 40_000
+    tracemalloc.start()
+    try:
+        answer = await ask(http(200, bomb, "Content-Encoding: gzip"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(answer, Failure)
+    assert (answer.kind, answer.code) == (Kind.INVALID_RESPONSE, "response_too_large")
+    assert peak < 8 * 1024 * 1024
+
+
+async def test_an_endless_body_is_cut_off_at_the_bound(monkeypatch):
+    async def endless(writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED)
+        while True:
+            writer.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+            await writer.drain()
+
+    monkeypatch.setattr(module, "BODY_BYTES", 1024 * 1024)
+    answer = await ask(endless)
+    assert isinstance(answer, Failure)
+    assert answer.code == "response_too_large"
+
+
+# --- where it goes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(status):
+    elsewhere, here = Server(http(200, GOOD)), Server()
+    async with elsewhere.listening() as other, here.listening() as url:
+        here.script = [sending(http(status, b"", f"Location: {other}/chat/completions"))]
+        address = endpoint_address(url, version="0", timeout=10, openai_api_key=CANARY)
+        async with Endpoint(address) as endpoint:
+            answer = await endpoint.attempt(REQUEST, TRACE)
+    assert isinstance(answer, Failure)
+    assert (answer.kind, answer.code, answer.status) == (Kind.MISDIRECTED, "redirected", status)
+    assert (elsewhere.connections, len(here.heads)) == (0, 1)
+
+
+async def test_cookies_are_not_kept():
+    server = Server(http(200, GOOD, "Set-Cookie: a=b; Path=/"))
+    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+        for _ in range(2):
+            await endpoint.attempt(REQUEST, TRACE)
+    assert "cookie" not in server.headers
+
+
+async def test_proxy_variables_are_not_heeded(monkeypatch):
+    proxy = Server(http(200, GOOD))
+    async with proxy.listening() as url:
+        monkeypatch.setenv("http_proxy", url)
+        assert await ask(http(200, GOOD)) == GOOD_REPLY
+    assert proxy.connections == 0
+
+
+async def test_nobody_listening_is_a_connection_error_that_cost_nothing():
+    async with Server(http(200, GOOD)).listening() as url:
+        pass
+    async with Endpoint(plain_address(url)) as endpoint:
+        answer = await endpoint.attempt(REQUEST, TRACE)
+    assert isinstance(answer, Failure)
+    assert (answer.kind, answer.code, answer.maybe_billed) == (
+        Kind.CONNECTION_ERROR,
+        "connection_error",
+        False,
+    )
+    assert answer.message.startswith("cannot connect to 127.0.0.1: ")
+
+
+async def test_a_name_nobody_knows_is_a_wrong_address():
+    async with Endpoint(plain_address("http://nobody.invalid/v1")) as endpoint:
+        answer = await endpoint.attempt(REQUEST, TRACE)
+    assert isinstance(answer, Failure)
+    assert (answer.kind, answer.code) == (Kind.MISDIRECTED, "host_unknown")
+    assert "nobody.invalid" in answer.message
+
+
+@pytest.fixture(scope="session")
+def self_signed(tmp_path_factory) -> ssl.SSLContext:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl command to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", folder / "key", "-out", folder / "cert", "-subj", "/CN=127.0.0.1", "-days", "1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert", folder / "key")
+    return context
+
+
+async def test_a_certificate_that_does_not_verify_gets_no_request(self_signed):
+    server = Server(http(200, GOOD))
+    async with server.listening(self_signed) as url:
+        address = endpoint_address(url, version="0", timeout=10, openai_api_key=CANARY)
+        async with Endpoint(address) as endpoint:
+            answer = await endpoint.attempt(REQUEST, TRACE)
+    assert isinstance(answer, Failure)
+    assert (answer.kind, answer.code, answer.maybe_billed) == (Kind.MISDIRECTED, "tls_not_verified", False)
+    assert "self-signed" in answer.message.replace("self signed", "self-signed")
+    assert server.heads == []
+
+
+async def test_https_to_a_server_that_hangs_up_is_a_connection_error():
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Endpoint(plain_address(f"https://127.0.0.1:{port}/v1")) as endpoint:
+            answer = await endpoint.attempt(REQUEST, TRACE)
+    assert isinstance(answer, Failure)
+    assert (answer.kind, answer.maybe_billed) == (Kind.CONNECTION_ERROR, False)
+
+
+async def test_https_to_a_server_without_it_is_a_connection_error():
+    async def answer_plainly(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(http(400))
+        writer.close()
+
+    async with await asyncio.start_server(answer_plainly, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Endpoint(plain_address(f"https://127.0.0.1:{port}/v1")) as endpoint:
+            answer = await endpoint.attempt(REQUEST, TRACE)
+    assert isinstance(answer, Failure)
+    assert (answer.kind, answer.code, answer.maybe_billed) == (Kind.CONNECTION_ERROR, "tls_failed", False)
+
+
+# --- connections ---------------------------------------------------------------------------------------------------
+
+
+async def test_one_connection_serves_one_attempt_after_another():
+    server = Server(http(200, GOOD))
+    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+        assert [await endpoint.attempt(REQUEST, TRACE) for _ in range(5)] == [GOOD_REPLY] * 5
+    assert server.connections == 1
+
+
+async def test_a_kept_connection_that_the_server_closed_costs_no_attempt():
+    """The server closes after each answer without a word; the next attempt begins in the very moment the answer is in."""
+    server = Server(sending_then_closing(http(200, GOOD)))
+    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+        answers = [await endpoint.attempt(REQUEST, TRACE) for _ in range(50)]
+    assert answers == [GOOD_REPLY] * 50
+    assert server.connections == 50
+
+
+async def test_a_connection_lost_after_sending_is_not_sent_again_unasked():
+    """Whether the lost request was billed is not known, so to repeat it is not for the endpoint to decide."""
+    server = Server(http(200, GOOD), resetting, http(200, GOOD))
+    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+        answers = [await endpoint.attempt(REQUEST, TRACE) for _ in range(3)]
+    assert isinstance(answers[1], Failure)
+    assert (answers[1].kind, answers[1].maybe_billed) == (Kind.CONNECTION_ERROR, True)
+    assert (answers[0], answers[2], len(server.heads)) == (GOOD_REPLY, GOOD_REPLY, 3)
+
+
+async def test_a_broken_answer_does_not_leak_into_the_next():
+    server = Server(http(200, GOOD, length=len(GOOD) + 5), http(200, GOOD))
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=0.05) as endpoint:
+        first = await endpoint.attempt(REQUEST, TRACE)
+        second = await endpoint.attempt(REQUEST, TRACE)
+    assert isinstance(first, Failure)
+    assert first.kind is Kind.TIMEOUT
+    assert second == GOOD_REPLY
+    assert server.connections == 2
+
+
+async def test_leaving_the_endpoint_closes_its_connections():
+    server = Server(http(200, GOOD))
+    async with server.listening() as url:
+        async with Endpoint(plain_address(url)) as endpoint:
+            await endpoint.attempt(REQUEST, TRACE)
+        with pytest.raises(RuntimeError, match="async with"):
+            await endpoint.attempt(REQUEST, TRACE)
+
+
+# --- the deadline --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", [hanging, dripping, sending(http(200, GOOD[:9], length=99))])
+async def test_the_deadline_covers_the_attempt_to_its_last_byte(server):
+    answer = await ask(server, timeout=0.05)
+    assert isinstance(answer, Failure)
+    assert (answer.kind, answer.code, answer.maybe_billed) == (Kind.TIMEOUT, "timeout", True)
+    assert answer.message == "127.0.0.1 gave no whole answer within 0.05 s"
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_a_connection_that_never_comes_about_was_not_billed(monkeypatch):
+    async def never(*_: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(module.aiohttp.TCPConnector, "_create_connection", never)
+    async with Endpoint(plain_address("http://127.0.0.1:1/v1"), timeout=0.01) as endpoint:
+        answer = await endpoint.attempt(REQUEST, TRACE)
+    assert isinstance(answer, Failure)
+    assert (answer.kind, answer.maybe_billed) == (Kind.TIMEOUT, False)
+    assert answer.message == "no connection to 127.0.0.1 within 0.01 s"
+
+
+async def test_an_outer_cancellation_passes_through():
+    server = Server(hanging)
+    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+        task = asyncio.create_task(endpoint.attempt(REQUEST, TRACE))
+        while not server.heads:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+
+@pytest.mark.parametrize("outer_first", [True, False])
+async def test_an_outer_cancellation_wins_over_a_deadline_at_the_same_moment(monkeypatch, outer_first):
+    deadlines: list[module._Deadline] = []
+
+    class Caught(module._Deadline):
+        def __init__(self, task: asyncio.Task[object]) -> None:
+            super().__init__(task)
+            deadlines.append(self)
+
+    monkeypatch.setattr(module, "_Deadline", Caught)
+    server = Server(hanging)
+    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+        task = asyncio.create_task(endpoint.attempt(REQUEST, TRACE))
+        while not server.heads:
+            await asyncio.sleep(0)
+        for act in (task.cancel, deadlines[0])[:: 1 if outer_first else -1]:
+            act()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelling() == 1
+
+
+async def test_a_deadline_does_not_outlive_its_attempt(monkeypatch):
+    loop = asyncio.get_running_loop()
+    handles: list[asyncio.TimerHandle] = []
+
+    async with (
+        Server(http(200, GOOD)).listening() as url,
+        Endpoint(plain_address(url), timeout=77) as endpoint,
+    ):
+        start_timer = loop.call_later
+
+        def call_later(delay, callback, *args, **context):
+            handle = start_timer(delay, callback, *args, **context)
+            if isinstance(callback, module._Deadline):
+                handles.append(handle)
+            return handle
+
+        monkeypatch.setattr(loop, "call_later", call_later)
+        assert await endpoint.attempt(REQUEST, TRACE) == GOOD_REPLY
+    assert [handle.cancelled() for handle in handles] == [True]
+
+
+# --- secrets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        http(401, error(message=f"Incorrect API key provided: {CANARY}", code="invalid_api_key")),
+        http(500, f"no good: {CANARY}".encode()),
+        http(400, f"<html>{CANARY}</html>".encode(), f"x-echo: {CANARY}"),
+        sending_then_closing(f"HTTP/1.1 {CANARY}\r\n\r\n".encode()),
+        sending_then_closing(http(200, CANARY.encode(), f"x-echo: {CANARY}", length=99)),
+        resetting,
+    ],
+)
+async def test_a_key_shows_nowhere(sent, caplog, capsys):
+    async with Server(sent).listening() as url:
+        address = endpoint_address(url, version="0", timeout=10, openai_api_key=CANARY)
+        async with Endpoint(address) as endpoint:
+            answer = await endpoint.attempt(REQUEST, TRACE)
+            shown = repr((answer, address, endpoint, vars(endpoint)))
+    assert isinstance(answer, Failure)
+    captured = capsys.readouterr()
+    assert CANARY not in shown + captured.out + captured.err + caplog.text

@@ -447,10 +447,24 @@ def test_no_retry_after_can_break_the_reading(milliseconds, text):
     assert wait is None or 0 <= wait <= RETRY_AFTER_CAP_S
 
 
-_NAMES = (
-    "error errors code type status success data message detail choices object "
-    "usage model finish_reason prompt_tokens prompt_tokens_details"
-).split()
+_NAMES = [
+    "error",
+    "errors",
+    "code",
+    "type",
+    "status",
+    "success",
+    "data",
+    "message",
+    "detail",
+    "choices",
+    "object",
+    "usage",
+    "model",
+    "finish_reason",
+    "prompt_tokens",
+    "prompt_tokens_details",
+]
 json_values = st.recursive(
     st.none()
     | st.booleans()

@@ -54,7 +54,8 @@ class JobState:
         """How many requests the job is to work through; None while they are not counted."""
         if self.limit is None or self.total is None:
             return self.total
-        return min(self.total, self.limit)
+        # An earlier run without the limit may have done more.
+        return max(min(self.total, self.limit), len(self.done))
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> JobState:

@@ -150,7 +150,6 @@ class _Signals:
 
     def __init__(self, stop: Stop) -> None:
         self._stop = stop
-        self._came = 0
 
     def __enter__(self) -> None:
         import asyncio  # noqa: PLC0415
@@ -164,13 +163,8 @@ class _Signals:
             self._loop.remove_signal_handler(number)
 
     def _handle(self, number: int) -> None:
-        self._came += 1
-        cause = Interrupted(
-            number,
-            f"{signal.Signals(number).name} came: no request is begun any more, answers in flight are waited for "
-            "(once more leaves at once). The same command goes on from here.",
-        )
-        if self._came == 1:
+        cause = Interrupted(number, f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+        if self._stop.cause is None:
             self._stop.request(cause)
         else:
             self._stop.abandon(cause)

@@ -5,7 +5,7 @@ written nothing is queued: what exists at any moment is one piece of the input a
 endpoint, or a slow disk, is felt by the reader at once.
 
 A run begins with one worker. The rest follow when the endpoint has given a first usable answer, or has not said anything
-for five seconds: a refused key costs one request, not one for each worker.
+for two seconds: a refused key costs one request, not one for each worker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from batchkit.rules.tracing import derive_trace_id
 
 __all__ = ["Item", "Pipeline"]
 
-_PROBE_S = 5.0
+_PROBE_S = 2.0
 _ALONE = 20
 """After so many answers the endpoint is known well enough, whatever they were (`rules.stopping` watches as many)."""
 

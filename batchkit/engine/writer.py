@@ -6,7 +6,7 @@ task of their own, since waiting for a disk is no reason to stop reading answers
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from anyio import to_thread
 
@@ -40,6 +40,7 @@ class Writer:
         done: DoneIndexes,
         clock: Clock,
         emit: Callable[[Event], None],
+        in_thread: Callable[[Callable[[], None]], Awaitable[None]] = to_thread.run_sync,
     ) -> None:
         self._append = append
         self._sync = sync
@@ -49,6 +50,7 @@ class Writer:
         self._done = done
         self._clock = clock
         self._emit = emit
+        self._in_thread = in_thread
 
     def write(self, outcome: Outcome) -> None:
         """Write the outcome of a request that has none yet. Raises OutputUnwritable."""
@@ -70,10 +72,10 @@ class Writer:
                 await self.save()
                 saved_at = self._clock.now()
             else:
-                await to_thread.run_sync(self._sync)
+                await self._in_thread(self._sync)
 
     async def save(self) -> None:
         """Sync the output, then write a checkpoint of what was just synced. Raises OutputUnwritable."""
         write_checkpoint = self._snapshot()
-        await to_thread.run_sync(self._sync)
-        await to_thread.run_sync(write_checkpoint)
+        await self._in_thread(self._sync)
+        await self._in_thread(write_checkpoint)

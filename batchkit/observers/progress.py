@@ -99,7 +99,7 @@ class _Notes:
             case Notice():
                 return _line(event.message)
             case RunStopping():
-                return _line(f"stopping: {event.reason}; what is in flight is awaited")
+                return _line(f"stopping: {event.reason}; answers in flight are waited for, Ctrl-C leaves at once")
             case AttemptFailed() if event.failure.kind.value not in self._told:
                 self._told.add(event.failure.kind.value)
                 return _line(

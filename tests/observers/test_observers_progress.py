@@ -100,7 +100,7 @@ def test_notices_and_the_stop_are_told():
     assert stream.getvalue() == (
         "going on: 1,500 results and 2 failures stand from earlier\n"
         "a torn line was mended\n"
-        "stopping: SIGINT; what is in flight is awaited\n"
+        "stopping: SIGINT; answers in flight are waited for, Ctrl-C leaves at once\n"
     )
 
 

@@ -1,0 +1,225 @@
+"""The Python API over a real simulator on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+import batchkit
+from batchkit.simulator.server import Simulator
+from batchkit.simulator.settings import SimulatorSettings
+
+KEYS = ("PORTKEY_API_KEY", "OPENAI_API_KEY", "PORTKEY_VIRTUAL_KEY", "PORTKEY_PROVIDER_VIRTUAL_KEY")
+
+
+@pytest.fixture(autouse=True)
+def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+async def base_url() -> AsyncIterator[str]:
+    async with Simulator(SimulatorSettings(instant=True)) as simulator:
+        yield simulator.base_url
+
+
+def record(number: int) -> dict[str, Any]:
+    return {
+        "custom_id": f"r{number}",
+        "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": f"Say {number}."}]},
+    }
+
+
+@pytest.fixture
+def requests(tmp_path: Path) -> Path:
+    path = tmp_path / "requests.jsonl"
+    path.write_text("".join(json.dumps(record(number)) + "\n" for number in range(50)))
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+async def test_arun_answers_every_request_and_returns_the_summary_in_the_file(base_url, requests, tmp_path):
+    output = tmp_path / "results.jsonl"
+    summary = await batchkit.arun(requests, output, base_url=base_url, progress="off")
+    assert summary["status"] == "completed"
+    assert summary["requests"] == {"total": 50, "succeeded": 50, "failed": 0, "pending": 0, "truncated": 0}
+    assert sorted(line["batchkit"]["index"] for line in lines(output)) == list(range(50))
+    assert orjson.loads((tmp_path / "results.summary.json").read_bytes()) == summary
+    assert (tmp_path / "results.report.html").read_text().startswith("<!")
+    assert not (tmp_path / "results.lock").exists()
+
+
+async def test_run_may_be_called_while_an_event_loop_is_running(base_url, requests, tmp_path):
+    def call() -> dict[str, Any]:
+        return batchkit.run(requests, tmp_path / "out.jsonl", base_url=base_url, progress="off")
+
+    # The simulator lives in this loop, so the call is made from a thread, in which a loop is running as well.
+    async def inside() -> dict[str, Any]:
+        return call()
+
+    summary = await asyncio.to_thread(lambda: asyncio.run(inside()))
+    assert summary["requests"]["succeeded"] == 50
+
+
+async def test_a_second_run_sends_nothing_and_says_the_same(base_url, requests, tmp_path):
+    output = tmp_path / "results.jsonl"
+    first = await batchkit.arun(requests, output, base_url=base_url, progress="off")
+    before = output.read_bytes()
+    second = await batchkit.arun(requests, output, base_url=base_url, progress="off")
+    assert output.read_bytes() == before
+    assert second == first
+
+
+async def test_report_rebuilds_the_summary_from_the_lines_alone(base_url, requests, tmp_path):
+    output = tmp_path / "results.jsonl"
+    first = await batchkit.arun(requests, output, base_url=base_url, progress="off")
+    for name in ("results.checkpoint.json", "results.summary.json", "results.report.html"):
+        (tmp_path / name).unlink()
+    assert batchkit.report(output) == first
+    assert orjson.loads((tmp_path / "results.summary.json").read_bytes()) == first
+
+
+async def test_status_tells_what_the_files_tell(base_url, requests, tmp_path):
+    output = tmp_path / "results.jsonl"
+    first = await batchkit.arun(requests, output, base_url=base_url, progress="off", limit=20)
+    assert first["requests"]["total"] == 20
+    assert batchkit.status(output) == first
+
+
+async def test_settings_fill_what_a_record_leaves_out_and_no_more(base_url, tmp_path):
+    path = tmp_path / "in.jsonl"
+    own = {"messages": [{"role": "user", "content": "x"}], "model": "gpt-4o", "max_tokens": 3}
+    path.write_text(json.dumps(own) + "\n" + json.dumps({"messages": own["messages"]}) + "\n")
+    await batchkit.arun(
+        path, tmp_path / "o.jsonl", base_url=base_url, progress="off", model="filled", set={"max_tokens": 5}
+    )
+    answers = {line["batchkit"]["index"]: line["response"]["body"] for line in lines(tmp_path / "o.jsonl")}
+    assert answers[0]["model"].startswith("gpt-4o")
+    assert answers[1]["model"] == "filled"
+    assert answers[0]["usage"]["completion_tokens"] <= 3
+    assert answers[1]["usage"]["completion_tokens"] <= 5
+
+
+async def test_a_refused_key_raises_with_the_summary_and_one_request_was_sent(requests, tmp_path):
+    async with Simulator(SimulatorSettings(instant=True, refuse_key=True)) as simulator:
+        with pytest.raises(batchkit.EndpointRefused) as caught:
+            await batchkit.arun(requests, tmp_path / "o.jsonl", base_url=simulator.base_url, progress="off")
+        assert simulator.stats.received == 1
+    assert caught.value.summary is not None
+    assert caught.value.summary["status"] == "stopped"
+    assert caught.value.summary["stop_reason"] == "invalid_api_key"
+    assert caught.value.summary["requests"]["pending"] == 50
+
+
+async def test_a_quota_that_ends_in_mid_run_stops_it_and_a_top_up_goes_on(requests, tmp_path):
+    output = tmp_path / "o.jsonl"
+    async with Simulator(SimulatorSettings(instant=True, quota=20)) as simulator:
+        with pytest.raises(batchkit.RunStopped):
+            await batchkit.arun(requests, output, base_url=simulator.base_url, progress="off", concurrency=4)
+        assert len(lines(output)) == 20
+        assert (tmp_path / "o.errors.jsonl").read_bytes() == b""
+    async with Simulator(SimulatorSettings(instant=True)) as simulator:
+        summary = await batchkit.arun(
+            requests, output, base_url=simulator.base_url, progress="off", force=True
+        )
+    assert summary["requests"]["succeeded"] == 50
+    assert sorted(line["batchkit"]["index"] for line in lines(output)) == list(range(50))
+
+
+async def test_max_failures_stops_the_run_and_nothing_is_lost(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("not json\n" * 100)
+    async with Simulator(SimulatorSettings(instant=True)) as simulator:
+        with pytest.raises(batchkit.TooManyFailures):
+            await batchkit.arun(
+                path, tmp_path / "o.jsonl", base_url=simulator.base_url, progress="off", max_failures=10
+            )
+    assert len(lines(tmp_path / "o.errors.jsonl")) == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"concurrency": 0}, "concurrency"),
+        ({"max_attempts": "6"}, "max_attempts"),
+        ({"no_such_thing": 1}, "no_such_thing"),
+        ({"base_url": "ftp://host"}, "base URL"),
+        ({"base_url": "http://example.com/v1"}, "clear text"),
+        ({}, "--simulate"),
+    ],
+)
+async def test_settings_that_mean_nothing_are_refused_before_anything_is_written(
+    settings, says, requests, tmp_path
+):
+    with pytest.raises(batchkit.UsageError, match=says):
+        await batchkit.arun(requests, tmp_path / "o.jsonl", **{"progress": "off", **settings})
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+async def test_an_empty_input_has_a_summary(base_url, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n\n")
+    summary = await batchkit.arun(path, tmp_path / "o.jsonl", base_url=base_url, progress="off")
+    assert summary["status"] == "completed"
+    assert summary["requests"]["total"] == 0
+    assert (tmp_path / "o.jsonl").read_bytes() == b""
+
+
+async def test_stream_yields_an_outcome_for_each_record(base_url):
+    outcomes = [
+        outcome
+        async for outcome in batchkit.stream([record(number) for number in range(300)], base_url=base_url)
+    ]
+    assert sorted(outcome.index for outcome in outcomes) == list(range(300))
+    assert all(outcome.succeeded for outcome in outcomes)
+
+
+async def test_stream_takes_generators_of_either_kind_and_tells_bad_records(base_url):
+    def plain():
+        yield record(0)
+        yield {"nothing": "here"}
+
+    async def later():
+        for item in plain():
+            yield item
+
+    for source in (plain(), later()):
+        outcomes = {outcome.index: outcome async for outcome in batchkit.stream(source, base_url=base_url)}
+        assert outcomes[0].succeeded
+        assert isinstance(outcomes[1].answer, batchkit.Failure)
+        assert outcomes[1].answer.code == "invalid_request_line"
+
+
+async def test_stream_reads_no_further_than_its_consumer_takes(base_url):
+    read = 0
+
+    async def endless():
+        nonlocal read
+        while True:
+            read += 1
+            yield record(read)
+
+    seen = 0
+    async for _ in batchkit.stream(endless(), base_url=base_url, concurrency=4):
+        seen += 1
+        await asyncio.sleep(0)
+        if seen == 50:
+            break
+    assert read <= seen + 2 * 4 + 4 + 1
+
+
+async def test_stream_raises_what_stopped_it(tmp_path):
+    async with Simulator(SimulatorSettings(instant=True, refuse_key=True)) as simulator:
+        with pytest.raises(batchkit.EndpointRefused):
+            async for _ in batchkit.stream([record(0), record(1)], base_url=simulator.base_url):
+                pass

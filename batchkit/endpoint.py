@@ -65,7 +65,7 @@ class Endpoint:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
+        self._deadlines = _Deadlines(asyncio.get_running_loop(), self._timeout)
         self._session = aiohttp.ClientSession(
             connector=_Connector(
                 limit=0,
@@ -88,6 +88,7 @@ class Endpoint:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._session is not None:
+            self._deadlines.close()
             await self._session.close()
             self._session = None
 
@@ -98,12 +99,11 @@ class Endpoint:
         task = asyncio.current_task()
         assert task is not None
         _stage.set(_Stage.REUSED)
-        # What asyncio.timeout does, for a twentieth of its cost: the deadline cancels the task, and whoever finds the
-        # cancellation to be the deadline's alone turns it into an answer. An outer one, also at the same moment, leaves
-        # `cancelling` raised and goes on its way.
+        # What asyncio.timeout does, for less: the deadline cancels the task, and whoever finds the cancellation to be the
+        # deadline's alone turns it into an answer. An outer one, also at the same moment, leaves `cancelling` raised and
+        # goes on its way.
         cancelling = task.cancelling()
-        deadline = _Deadline(task)
-        handle = self._loop.call_later(self._timeout, deadline)
+        deadline = self._deadlines.start(task)
         try:
             return await self._exchange(self._session, request, trace)
         except asyncio.CancelledError:
@@ -114,7 +114,7 @@ class Endpoint:
                 raise
             return self._overdue()
         finally:
-            handle.cancel()
+            self._deadlines.end(deadline)
             if deadline.passed:
                 task.uncancel()
 
@@ -295,17 +295,55 @@ def _left_by_server(connection: Connection) -> bool:
 
 
 class _Deadline:
-    """Cancels a task, and remembers that it was the deadline which did."""
+    """When an attempt's time is up, in the loop's time, and whether it was the deadline that cancelled the task."""
 
-    __slots__ = ("passed", "task")
+    __slots__ = ("passed", "task", "when")
 
-    def __init__(self, task: asyncio.Task[object]) -> None:
+    def __init__(self, task: asyncio.Task[object], when: float) -> None:
         self.task = task
+        self.when = when
         self.passed = False
 
-    def __call__(self) -> None:
-        self.passed = True
-        self.task.cancel()
+
+class _Deadlines:
+    """The deadlines of all attempts, under one timer: each is as long as the next, so they come due in order.
+
+    A timer for each attempt would cost it some 10 µs on uvloop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
+        self._loop = loop
+        self._timeout = timeout
+        self._running: dict[_Deadline, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, task: asyncio.Task[object]) -> _Deadline:
+        """The deadline of an attempt that begins now in `task`."""
+        deadline = _Deadline(task, self._loop.time() + self._timeout)
+        self._running[deadline] = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline.when, self._sweep)
+        return deadline
+
+    def end(self, deadline: _Deadline) -> None:
+        """The attempt is over; its deadline cancels nothing any more."""
+        self._running.pop(deadline, None)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for deadline in list(self._running):
+            if deadline.when > now:
+                self._timer = self._loop.call_at(deadline.when, self._sweep)
+                return
+            del self._running[deadline]
+            deadline.passed = True
+            deadline.task.cancel()
 
 
 class _TooLarge(Exception):

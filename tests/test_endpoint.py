@@ -595,46 +595,50 @@ async def test_an_outer_cancellation_passes_through():
 
 
 @pytest.mark.parametrize("outer_first", [True, False])
-async def test_an_outer_cancellation_wins_over_a_deadline_at_the_same_moment(monkeypatch, outer_first):
-    deadlines: list[module._Deadline] = []
-
-    class Caught(module._Deadline):
-        def __init__(self, task: asyncio.Task[object]) -> None:
-            super().__init__(task)
-            deadlines.append(self)
-
-    monkeypatch.setattr(module, "_Deadline", Caught)
+async def test_an_outer_cancellation_wins_over_a_deadline_at_the_same_moment(outer_first):
     server = Server(hanging)
     async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
         task = asyncio.create_task(endpoint.attempt(REQUEST, TRACE))
         while not server.heads:
             await asyncio.sleep(0)
-        for act in (task.cancel, deadlines[0])[:: 1 if outer_first else -1]:
+        (deadline,) = endpoint._deadlines._running
+        deadline.when = 0
+        for act in (task.cancel, endpoint._deadlines._sweep)[:: 1 if outer_first else -1]:
             act()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert deadline.task is task
         assert task.cancelling() == 1
 
 
-async def test_a_deadline_does_not_outlive_its_attempt(monkeypatch):
-    loop = asyncio.get_running_loop()
-    handles: list[asyncio.TimerHandle] = []
+async def test_each_of_many_attempts_has_a_deadline_of_its_own():
+    """Attempts that begin while others are under way are given up in their turn, and answered ones not at all."""
+    server = Server(http(200, GOOD), hanging)
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=0.05) as endpoint:
+        loop = asyncio.get_running_loop()
 
-    async with (
-        Server(http(200, GOOD)).listening() as url,
-        Endpoint(plain_address(url), timeout=77) as endpoint,
-    ):
-        start_timer = loop.call_later
+        async def timed() -> tuple[Answer, float]:
+            begun = loop.time()
+            return await endpoint.attempt(REQUEST, TRACE), loop.time() - begun
 
-        def call_later(delay, callback, *args, **context):
-            handle = start_timer(delay, callback, *args, **context)
-            if isinstance(callback, module._Deadline):
-                handles.append(handle)
-            return handle
+        first = asyncio.create_task(timed())
+        while not server.heads:
+            await asyncio.sleep(0)
+        rest = []
+        for _ in range(3):
+            rest.append(asyncio.create_task(timed()))
+            await asyncio.sleep(0.01)
+        assert (await first)[0] == GOOD_REPLY
+        for answer, seconds in await asyncio.gather(*rest):
+            assert isinstance(answer, Failure)
+            assert answer.kind is Kind.TIMEOUT
+            assert seconds >= 0.049
 
-        monkeypatch.setattr(loop, "call_later", call_later)
+
+async def test_a_deadline_does_not_outlive_its_attempt():
+    async with Server(http(200, GOOD)).listening() as url, Endpoint(plain_address(url)) as endpoint:
         assert await endpoint.attempt(REQUEST, TRACE) == GOOD_REPLY
-    assert [handle.cancelled() for handle in handles] == [True]
+        assert not endpoint._deadlines._running
 
 
 # --- secrets -------------------------------------------------------------------------------------------------------

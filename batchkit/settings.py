@@ -8,6 +8,7 @@ and no repr shows it.
 from __future__ import annotations
 
 import ipaddress
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -126,8 +127,10 @@ class Settings:
         self._check_number("limit", least=0)
         for name in ("rpm", "tpm", "timeout"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} is {value}; it is a number above 0")
+            if value is None and name != "timeout":
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise UsageError(f"{name} is {value!r}; it is a number above 0")
         if self.progress not in get_args(Progress):
             raise UsageError(f"progress is {self.progress!r}; it is one of {', '.join(get_args(Progress))}")
         if self.simulate and self.base_url is not None:
@@ -136,6 +139,15 @@ class Settings:
             )
         if self.overwrite and self.retry_failed:
             raise UsageError("overwrite begins anew and retry_failed goes on; choose one of them")
+        for name, text in self.portkey_metadata.items():
+            if not isinstance(text, str):
+                raise UsageError(f"portkey_metadata {name!r} is {text!r}; it is a string")
+        try:
+            plain = json.loads(json.dumps(dict(self.set), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"set holds what JSON cannot: {error}") from error
+        # As it will be read back from the output, so that a job that goes on finds itself unchanged.
+        object.__setattr__(self, "set", plain)
         for name in ("messages", "stream"):
             if name in self.set:
                 raise UsageError(f"{name} cannot be set for all requests")
@@ -262,4 +274,5 @@ def _is_near(host: str) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:
         return "." not in host or host.endswith(_LOCAL_ENDINGS)
+    address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_private or address.is_link_local

@@ -12,12 +12,13 @@ import io
 import os
 import stat
 import sys
+import zlib
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import IO, cast
+from typing import cast
 
-from anyio import to_thread
+from anyio import to_thread, wait_readable
 
 from batchkit.errors import RunStopped, UsageError
 from batchkit.formats.requests import MAX_LINE_BYTES
@@ -137,11 +138,16 @@ class Source:
 
         A compressed input or a pipe is read from its beginning all the same, and lines before `index` are left out.
         """
+        stdin = _stdin() if self.is_stdin else None
+        if stdin is not None and not _can_stall(stdin):
+            stdin = None
         lines = self._lines(index, offset)
         with closing(lines):
             while True:
-                # A read of stdin may never return; a run that stops does not wait for it.
-                batch = await to_thread.run_sync(next, lines, None, abandon_on_cancel=self.is_stdin)
+                if stdin is not None:
+                    # Whoever writes there may take for ever, and no thread can be called back from a read.
+                    await wait_readable(stdin)
+                batch = await to_thread.run_sync(next, lines, None)
                 if batch is None:
                     return
                 if batch:
@@ -172,8 +178,9 @@ class Source:
                 splitter = LineSplitter()
             while True:
                 try:
-                    piece = stream.read(_PIECE)
-                except (OSError, EOFError, zstd.ZstdError) as error:
+                    # Of a pipe whatever is there: its writer may be waiting for our answers.
+                    piece = stream.read(_PIECE) if seekable else stream.read1(_PIECE)
+                except (OSError, EOFError, zlib.error, zstd.ZstdError) as error:
                     raise RunStopped(
                         f"cannot read the input {self.path} beyond line {splitter.position[0] + 1}: {error}. "
                         "What was answered is safe; mend the input and start again.",
@@ -184,23 +191,30 @@ class Source:
                 if not piece:
                     return
 
-    def _open(self, files: ExitStack) -> tuple[IO[bytes], bool]:
+    def _open(self, files: ExitStack) -> tuple[io.BufferedReader, bool]:
         """The decompressed stream, and whether it can be sought; `files` closes all that was opened."""
-        raw: IO[bytes]
         try:
-            raw = files.enter_context(
-                open(
-                    sys.stdin.fileno() if self.is_stdin else self.path,
-                    "rb",
-                    _PIECE,
-                    closefd=not self.is_stdin,
-                )
-            )
+            file = io.FileIO(_stdin() if self.is_stdin else self.path, closefd=not self.is_stdin)
+            raw: io.BufferedReader = io.BufferedReader(file, _PIECE)
+            files.enter_context(raw)
         except OSError as error:
             raise UsageError(f"cannot read the input {self.path}: {error.strerror}") from error
-        first = cast("io.BufferedReader", raw).peek(4)[:4]
+        first = raw.peek(4)[:4]
         if first.startswith(_GZIP):
-            return cast("IO[bytes]", files.enter_context(gzip.GzipFile(fileobj=raw))), False
+            return cast("io.BufferedReader", files.enter_context(gzip.GzipFile(fileobj=raw))), False
         if first == _ZSTD:
-            return cast("IO[bytes]", files.enter_context(zstd.ZstdFile(raw))), False
+            return cast("io.BufferedReader", files.enter_context(zstd.ZstdFile(raw))), False
         return raw, raw.seekable() and not self.is_stdin
+
+
+def _stdin() -> int:
+    try:
+        return sys.stdin.fileno()
+    except (AttributeError, OSError):
+        raise UsageError("there is no standard input to read; name a file") from None
+
+
+def _can_stall(descriptor: int) -> bool:
+    """Whether reading may wait for someone; only such descriptors can be waited for (epoll refuses files)."""
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)

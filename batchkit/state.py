@@ -183,9 +183,15 @@ def read_state(output: Path, *, held: bool = False, from_files_alone: bool = Fal
     try:
         checkpoint = decode_checkpoint(paths.checkpoint.read_bytes())
         state = JobState.of(checkpoint)
+        is_ahead = (
+            _size(paths.results) < checkpoint.results_bytes or _size(paths.errors) < checkpoint.errors_bytes
+        )
     except (OSError, ValueError, KeyError, TypeError):
-        checkpoint, state = None, JobState()
-    if checkpoint is None or from_files_alone or checkpoint.superseded != len(paths.superseded()):
+        checkpoint, state, is_ahead = None, JobState(), False
+    if is_ahead:
+        # What was cut off is no longer the job's, nor is the word that it was complete.
+        state.status, state.stop_reason = "running", None
+    if checkpoint is None or is_ahead or from_files_alone or checkpoint.superseded != len(paths.superseded()):
         state = JobState(
             total=state.total, limit=state.limit, status=state.status, stop_reason=state.stop_reason
         )
@@ -204,6 +210,10 @@ def read_state(output: Path, *, held: bool = False, from_files_alone: bool = Fal
         # It ended without saying how: killed, or the machine went down.
         state.status = "completed" if state.to_do == len(state.done) else "interrupted"
     return state
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _count_again(run: RunHeader) -> int | None:

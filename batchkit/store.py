@@ -131,14 +131,18 @@ class Store:
         """
         for log, start in ((self._results, results_from), (self._errors, errors_from)):
             yield from read_output(log.path, start)
-            notice = log.mend()
+            last_at, notice = log.mend()
             if notice:
                 self.notices.append(notice)
+                yield from read_output(log.path, max(start, last_at))
 
     def supersede_errors(self) -> Path | None:
         """Move the failures to the next `….errors.N.jsonl`, so that their requests are open again; None if there are none."""
         if not self._errors.size:
             return None
+        _, notice = self._errors.mend()
+        if notice:
+            self.notices.append(notice)
         target = self.paths.beside(f".errors.{len(self.paths.superseded()) + 1}.jsonl")
         self.paths.checkpoint.unlink(missing_ok=True)
         self._errors.close()
@@ -214,14 +218,24 @@ class _Log:
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
-    def mend(self) -> str | None:
-        """Cut a torn line off the end, keeping its bytes aside. A line that lacks nothing but its newline is completed."""
+    def mend(self) -> tuple[int, str | None]:
+        """Cut a torn line off the end, keeping its bytes aside. A line that lacks nothing but its newline is completed.
+
+        Returns where that line began, and what was done in words, None if nothing was. Raises OutputUnwritable.
+        """
         tail = _last_line(self._descriptor, self.size)
         if not tail:
-            return None
+            return self.size, None
+        last_at = self.size - len(tail)
         try:
             decode(tail)
         except BrokenLineError:
+            return last_at, self._cut(tail)
+        self.append(b"\n")
+        return last_at, f"{self.path.name} ended without a newline; it was added"
+
+    def _cut(self, tail: bytes) -> str:
+        try:
             aside = self.path.with_name(f"{self.path.name}.torn-{time.strftime('%Y%m%d-%H%M%S')}")
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _PRIVATE)
             try:
@@ -232,12 +246,12 @@ class _Log:
             os.ftruncate(self._descriptor, self.size - len(tail))
             os.fsync(self._descriptor)
             self.size -= len(tail)
-            return (
-                f"{self.path.name} ended in a torn line of {len(tail):,} bytes, as a killed run leaves it; "
-                f"it was moved to {aside.name} and its request is asked again"
-            )
-        self.append(b"\n")
-        return f"{self.path.name} ended without a newline; it was added"
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        return (
+            f"{self.path.name} ended in a torn line of {len(tail):,} bytes, as a killed run leaves it; "
+            f"it was moved to {aside.name} and its request is asked again"
+        )
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -19,10 +19,11 @@ def validate(input: str | os.PathLike[str]) -> dict[str, Any]:  # noqa: A002 - t
          "duplicate_custom_ids": [{"custom_id", "indexes"}]}
 
     Two requests with one custom_id are allowed, but their answers are hard to tell apart. A path is read twice and only
-    custom_ids that look alike are kept, 64 bits for each line; stdin is read once and all its custom_ids are kept. Raises
+    custom_ids that look alike are kept, 64 bits for each line; stdin or a pipe is read once and all its custom_ids are kept. Raises
     UsageError where the input cannot be read.
     """
     source = Source(os.fspath(input))
+    read_once = source.identify().size is None
     seen: set[int] = set()
     suspects: set[int] = set()
     known: dict[str, list[int]] = {}
@@ -34,7 +35,7 @@ def validate(input: str | os.PathLike[str]) -> dict[str, Any]:  # noqa: A002 - t
         if isinstance(request, BadLine):
             invalid.append({"index": request.index, "code": request.code, "message": request.message})
             continue
-        if source.is_stdin:
+        if read_once:
             known.setdefault(request.custom_id, []).append(request.index)
             continue
         key = hash(request.custom_id)

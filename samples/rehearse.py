@@ -13,7 +13,7 @@ import batchkit
 TICKETS = Path(__file__).parent / "support_tickets.jsonl"
 
 BAD_DAY = batchkit.SimulatorSettings(
-    speed=20, rpm=6_000, faults={"500": 0.05, "429": 0.05, "reset": 0.03, "cut": 0.03, "error200": 0.02}
+    speed=20, rpm=6_000, faults={"500": 0.05, "reset": 0.03, "cut": 0.03, "error200": 0.02}
 )
 
 

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 BATCHKIT = [sys.executable, "-m", "batchkit"]
@@ -32,7 +33,7 @@ def work(results: Path, base_url: str) -> None:
     job = [*BATCHKIT, "run", str(REVIEWS), "-o", str(results), "--base-url", base_url, "--concurrency", "40"]
     with subprocess.Popen([*job, "--progress", "off"], stdout=subprocess.DEVNULL) as run:
         while run.poll() is None and count_lines(results) < REQUESTS // 2:
-            pass
+            time.sleep(0.01)
         run.kill()
     killed_at = count_lines(results)
     print(f"killed with {killed_at} of {REQUESTS} lines written")

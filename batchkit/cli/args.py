@@ -142,15 +142,27 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
     values: dict[str, Any] = {}
     if args.settings is not None:
         values.update(_from_file(Path(args.settings)))
+        for name, value in values.items():
+            _check(name, value, args.settings)
     for flag in _FLAGS.values():
         variable = _ENVIRONMENT_PREFIX + flag.name.upper()
         if environ.get(variable):
             values[flag.name] = _read(flag, environ[variable], variable)
+            _check(flag.name, values[flag.name], variable)
         typed = getattr(args, flag.name)
         if typed is not None:
             given = _read_pairs(flag, typed) if flag.pairs else _read(flag, typed, flag.option)
+            _check(flag.name, given, flag.option)
             values[flag.name] = {**values.get(flag.name, {}), **given} if flag.pairs else given
     return Settings.of(values)
+
+
+def _check(name: str, value: Any, source: str) -> None:
+    """Have a value checked by itself, while it is known where it came from."""
+    try:
+        Settings.of({name: value})
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
 
 
 def _read(flag: _Flag, text: str, source: str) -> Any:

@@ -99,9 +99,9 @@ def _body_of(record: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in record.items() if name not in ("custom_id", "portkey")}
     method = record.get("method", "POST")
     if method != "POST":
-        raise _Bad(f'method is "POST", not {method!r}')
+        raise _Bad(f'method is "POST", not {str(method)[:200]!r}')
     url = record.get("url", "/v1/chat/completions")
-    if url not in _PATHS:
+    if not isinstance(url, str) or url not in _PATHS:
         raise _Bad(
             f'url is "/v1/chat/completions", not {str(url)[:200]!r}: where requests go is decided by the run alone'
         )

@@ -40,6 +40,7 @@ __all__ = [
 
 _SEAL: Final = b',"crc32":"'
 _SEAL_SIZE: Final = len(_SEAL) + 8 + len(b'"}}')
+_BODY: Final = b',"body":'
 _META: Final = b',"batchkit":{"index":'
 
 
@@ -120,12 +121,14 @@ def decode(line: bytes) -> OutputLine:
     if not is_whole(line):
         raise BrokenLineError("its checksum does not match")
     try:
-        record = orjson.loads(line)
+        body_at, body_end = _body_span(line)
+        # Read without the body, which may be as deep as a JSON reader goes: the line around it makes it deeper.
+        record = orjson.loads(line[:body_at] + b"null" + line[body_end:] if body_at else line)
         meta = record["batchkit"]
         outcome = Outcome(
             index=meta["index"],
             custom_id=record["custom_id"],
-            answer=_answer(line, record),
+            answer=_answer(line[body_at:body_end], record),
             trace_id=meta["trace_id"],
             attempts=meta["attempts"],
             latency_s=meta["latency_s"],
@@ -139,12 +142,13 @@ def decode(line: bytes) -> OutputLine:
         raise BrokenLineError(f"it is not a line of batchkit's: {error!r}") from error
 
 
-def _answer(line: bytes, record: dict[str, Any]) -> Answer:
+def _answer(in_place: bytes, record: dict[str, Any]) -> Answer:
+    """The answer; `in_place` is the body as it stands in the line, empty where there is no response."""
     response, error, meta = record["response"], record["error"], record["batchkit"]
     status, request_id, body = None, "", None
     if response is not None:
         status, request_id = response["status_code"], response["request_id"]
-        body = _body_bytes(line, error is None) if response["body"] is not None else None
+        body = None if in_place == b"null" else in_place
     read = None if status is None or body is None else read_answer(status, {}, body, 0.0)
     if error is None:
         if status is None or body is None:
@@ -164,14 +168,18 @@ def _answer(line: bytes, record: dict[str, Any]) -> Answer:
     )
 
 
-def _body_bytes(line: bytes, succeeded: bool) -> bytes:
-    """The body as it stands in the line.
+def _body_span(line: bytes) -> tuple[int, int]:
+    """Where the provider's body begins and ends in the line; (0, 0) where there is no response.
 
-    Its beginning is the first `"body":` of the line, its end the `},"error":` before our own object.
+    Its beginning is the first `"body":` of the line, its end the last `},"error":` before our own object: quotes in the
+    strings around it are escaped.
     """
-    start = line.index(b',"body":') + len(b',"body":')
-    end = line.rindex(b'},"error":null' if succeeded else b'},"error":{"code":', start, line.rindex(_META))
-    return line[start:end]
+    meta_at = line.rindex(_META)
+    start = line.find(_BODY, 0, meta_at)
+    if start < 0:
+        return 0, 0
+    start += len(_BODY)
+    return start, line.rindex(b'},"error":', start, meta_at)
 
 
 def run_to_json(run: RunHeader) -> dict[str, Any]:

@@ -4,8 +4,9 @@ A limit of requests or tokens a minute is a rate, so the rate is what is control
 sockets. Each budget is a GCRA, the virtual-scheduling form of a leaky bucket (ITU-T I.371): it remembers one moment, the
 theoretical arrival time, and a start pushes that moment on by cost / rate. Nothing is bursted but 50 ms.
 
-Until a server refuses, only `--rpm` and `--tpm` hold. A refusal sets the rate a little below what was accepted lately;
-while refusals stay away and it is the pacer that holds work back, the rate grows again, by 2 % a second at first.
+Until a server refuses, only `--rpm` and `--tpm` hold. A refusal sets the rate a little below what was taken lately; while
+refusals stay away and it is the pacer that holds work back, the rate grows again, by 2 % a second at first. What was taken is told by the starts that were not refused, not by the answers:
+a refusal comes at once, an answer seconds later.
 
 The clock is an argument in seconds, so an hour of pacing is tested in a millisecond.
 """
@@ -20,22 +21,31 @@ __all__ = ["Pacer", "TokenForecast"]
 
 _BURST_S = 0.05
 _WINDOW_S = 3.0
-"""Over how long the accepted rate is measured."""
+"""Over how long the rate that was taken is measured."""
 _CLEAN_S = 2.0
 _GROWTH_PER_S = 0.02
 _BACK_OFF = 0.9
 _PAUSE_S = 0.25
+_SHUT = 0.9
+"""Above this share of refusals a server takes nothing, and is left alone for as long as it asks."""
 _LOWEST_PER_S = 0.02
 
 
 class _Budget:
     """A GCRA: so much a second, or anything when `per_s` is None."""
 
-    __slots__ = ("_arrival", "per_s")
+    __slots__ = ("_arrival", "_credit", "per_s")
 
     def __init__(self, per_s: float | None) -> None:
         self.per_s = per_s
         self._arrival = 0.0
+        self._credit = 0.0
+
+    def change(self, now: float, per_s: float) -> None:
+        """From now on `per_s`. What is owed stays the same, and is paid off at the new rate."""
+        if self.per_s is not None and self._arrival > now:
+            self._arrival = now + (self._arrival - now) * self.per_s / per_s
+        self.per_s = per_s
 
     def wait(self, now: float) -> float:
         if self.per_s is None:
@@ -44,11 +54,23 @@ class _Budget:
 
     def take(self, now: float, cost: float) -> None:
         if self.per_s is not None:
-            self._arrival = max(self._arrival, now) + cost / self.per_s
+            paid = min(cost, self._credit)
+            self._credit -= paid
+            self._arrival = max(self._arrival, now) + (cost - paid) / self.per_s
 
-    def give_back(self, cost: float) -> None:
-        if self.per_s is not None:
-            self._arrival -= cost / self.per_s
+    def settle(self, now: float, reserved: float, actual: float) -> None:
+        """Put right what was taken. What was reserved for nothing is a credit for the next, of a second's worth at most.
+
+        A credit, since whoever waits was told for how long before this was known: time alone would be lost.
+        """
+        if self.per_s is None:
+            return
+        if actual > reserved:
+            self.take(now, actual - reserved)
+            return
+        credit = min(self.per_s, self._credit + reserved - actual)
+        self._arrival -= (reserved - actual - (credit - self._credit)) / self.per_s
+        self._credit = credit
 
 
 _LEARNED = 20
@@ -124,9 +146,10 @@ class Pacer:
         self._tokens = _Budget(None if tpm is None else tpm / 60)
         self._began_at: float | None = None
         self._paused_until = 0.0
-        self._accepted = _Recent()
+        self._started = _Recent()
         self._refused = _Recent()
         self._lowered_at = float("-inf")
+        self._lowered_from: float | None = None
         self._held_back_at = float("-inf")
         self._grown_at = 0.0
         self._found = False
@@ -160,52 +183,58 @@ class Pacer:
         if wait > 0.0:
             self._held_back_at = now
             return wait
+        self._started.add(now)
         self._requests.take(now, 1.0)
         self._tokens.take(now, tokens)
         return 0.0
 
     def accepted(self, now: float, reserved: float = 0.0, actual: float | None = None) -> None:
         """The server took a request; settle the `reserved` tokens with the `actual` ones where they are known."""
-        self._accepted.add(now)
         if actual is not None:
-            self._tokens.give_back(reserved - actual)
+            self._tokens.settle(now, reserved, actual)
 
     def refused(self, now: float, hint: float | None, reserved: float = 0.0) -> None:
         """The server refused a request for its rate, asking for a wait of `hint` seconds, or of nothing in particular.
 
-        The refused request waits out its own hint; everyone waits a quarter of a second, or the whole hint while more of
-        the answers of the last seconds were refusals than were not.
+        The refused request waits out its own hint; everyone waits a quarter of a second, or the whole hint while nearly all
+        that started in the last seconds was refused.
         """
-        self._tokens.give_back(reserved)
+        self._tokens.settle(now, reserved, 0.0)
         self._refused.add(now)
-        accepted = self._accepted.total(now)
-        mostly = self._refused.total(now) > accepted
-        self._paused_until = max(
-            self._paused_until, now + (hint if mostly and hint is not None else _PAUSE_S)
-        )
-        if now - self._lowered_at < 1.0:
+        started, refused = self._started.total(now), self._refused.total(now)
+        shut = 0.0 < _SHUT * started <= refused
+        self._paused_until = max(self._paused_until, now + (hint if shut and hint is not None else _PAUSE_S))
+        if not started:
+            # It was started too long ago to tell of the present rate.
             return
-        self._lowered_at = now
-        self._grown_at = now
         current = self._requests.per_s
-        measured = accepted / max(0.5, min(_WINDOW_S, now - (self._began_at or now)))
-        if current is None:
-            if accepted:
-                self._requests.per_s = max(_LOWEST_PER_S, _BACK_OFF * measured)
-                self._found = True
-        else:
-            # Nothing is accepted during a pause; that says nothing about the limit, hence never below the half at once.
-            self._requests.per_s = max(_LOWEST_PER_S, current / 2, _BACK_OFF * min(current, measured))
-            self._found = True
+        if now - self._lowered_at >= 1.0:
+            self._lowered_at = now
+            self._lowered_from = current
+        self._grown_at = now
+        # The refusals of one second are of one kind: they make the estimate of that second better, not the rate lower
+        # with each of them. Where nothing was taken the limit stays unknown, hence never below the half at once, but for
+        # the first time, when there is no rate to halve.
+        began_at = now if self._began_at is None else self._began_at
+        window = max(0.5, min(_WINDOW_S, now - began_at))
+        taken = _BACK_OFF * (started - refused) / window
+        before = self._lowered_from
+        if before is not None:
+            taken = max(before / 2, min(before * _BACK_OFF, taken))
+        elif taken <= 0.0:
+            taken = started / window / 2 if current is None else current
+        self._requests.change(now, max(_LOWEST_PER_S, taken))
+        self._found = True
 
     def _grow(self, now: float) -> None:
         rate = self._requests.per_s
         if rate is None or now - self._grown_at < 1.0:
             return
-        clean = now - self._lowered_at
+        # A pause is not clean time: nothing could be refused in it.
+        clean = now - max(self._lowered_at, self._paused_until)
         if clean >= _CLEAN_S and now - self._held_back_at <= 1.0:
             # Doubled every five clean seconds, so that a rate far below the limit does not stay there for minutes.
             growth = min(0.5, _GROWTH_PER_S * 2.0 ** ((clean - _CLEAN_S) / 5.0))
             grown = rate * (1.0 + growth)
-            self._requests.per_s = grown if self._ceiling is None else min(grown, self._ceiling)
+            self._requests.change(now, grown if self._ceiling is None else min(grown, self._ceiling))
         self._grown_at = now

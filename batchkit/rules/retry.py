@@ -117,7 +117,8 @@ class RetryPolicy:
         ):
             return GiveUp()
         backoff = jitter * min(_CAP_S, _BASE_S * 2.0 ** min(attempt, 20))
-        if failure.retry_after is None:
+        if not failure.retry_after:
+            # Zero seconds are no advice: obeyed, they would spend all attempts in one breath.
             return RetryAfter(backoff)
         # A little later than asked, each at its own moment: all who were refused together must not return together.
         return RetryAfter(failure.retry_after + min(backoff, 0.1 * failure.retry_after))

@@ -1,0 +1,263 @@
+"""Output lines: what is written is read back, and what is not whole is found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import orjson
+import pytest
+from hypothesis import given, strategies as st
+
+from batchkit.formats.completions import read_answer
+from batchkit.formats.results import (
+    BrokenLineError,
+    OutputLine,
+    decode,
+    encode,
+    is_whole,
+    line_index,
+    run_from_json,
+    run_to_json,
+)
+from batchkit.records import Failure, FailureKind, Outcome, Reply, RunHeader, Usage
+
+TRAPS = [
+    ',"batchkit":{"index":7,"x":1',
+    '},"error":null',
+    '},"error":{"code":',
+    ',"body":',
+    ',"crc32":"00000000"}}',
+    '"',
+    "\\",
+    '\\"',
+    "\n\r\u2028\x00\x1b",
+    "😀é",
+]
+texts = st.lists(st.sampled_from(TRAPS) | st.text(st.characters(exclude_categories=["Cs"])), max_size=3).map(
+    "".join
+)
+# The same traps as keys and objects, where no quote is escaped.
+TRAP_OBJECTS = [
+    {"batchkit": {"index": 7, "crc32": "00000000"}},
+    {"a": {}, "batchkit": {"index": 7}, "error": None},
+    {"x": {}, "error": None, "batchkit": {"index": 1}},
+    {"x": {}, "error": {"code": "a", "message": "b"}},
+    {"body": {}, "request_id": 1, "response": {"status_code": 1, "body": {}}},
+    {"a": 1, "body": None},
+]
+documents = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts
+    | st.sampled_from(TRAP_OBJECTS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def spelled(document, spaced):
+    """As a provider may send it: with spaces between its tokens, or none."""
+    return json.dumps(document, ensure_ascii=False).encode() if spaced else orjson.dumps(document)
+
+
+@st.composite
+def replies(draw):
+    document = {
+        **draw(st.dictionaries(texts, documents, max_size=3)),
+        **draw(st.sampled_from(TRAP_OBJECTS)),
+        "model": draw(texts | st.none()),
+        "choices": [
+            {
+                "message": {"content": draw(texts)},
+                "finish_reason": draw(st.sampled_from(["stop", "length", None])),
+            }
+        ],
+        "usage": draw(
+            st.sampled_from([None, {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}])
+        ),
+        "error": None,
+    }
+    status = draw(st.sampled_from([200, 201, 246]))
+    answer = read_answer(status, {}, spelled(document, draw(st.booleans())), 0.0)
+    assert isinstance(answer, Reply)
+    return replace(answer, request_id=draw(texts))
+
+
+@st.composite
+def failures(draw):
+    kind, code, message = draw(st.sampled_from(FailureKind)), draw(texts), draw(texts)
+    if draw(st.booleans()):
+        return Failure(kind, code, message)
+    document = draw(documents.filter(lambda each: each is not None))
+    body = spelled(document, draw(st.booleans()))
+    read = read_answer(400, {}, body, 0.0)
+    status, body = draw(st.sampled_from([(200, body), (400, body), (503, None)]))
+    return Failure(
+        kind,
+        code,
+        message,
+        status,
+        draw(texts),
+        body,
+        model="" if body is None else read.model,
+        usage=None if body is None else read.usage,
+    )
+
+
+moments = st.floats(0, 2e9, allow_nan=False)
+headers = st.builds(
+    RunHeader,
+    moments,
+    texts,
+    st.dictionaries(texts, documents, max_size=3).map(lambda each: orjson.loads(orjson.dumps(each))),
+    texts,
+    st.none() | st.integers(0, 2**60),
+    st.booleans(),
+    texts,
+)
+outcomes = st.builds(
+    Outcome,
+    st.integers(0, 2**40),
+    texts,
+    replies() | failures(),
+    texts,
+    st.integers(0, 100),
+    moments,
+    moments,
+    st.dictionaries(st.sampled_from([kind.value for kind in FailureKind]), st.integers(1, 99), max_size=3),
+    st.integers(0, 2**32 - 1),
+)
+lines = st.builds(OutputLine, outcomes, texts, st.none() | headers)
+
+REPLY = Reply(200, "req_1", b'{"choices": [{"message": {}}]}')
+OUTCOME = Outcome(12, "a", REPLY, "t" * 32, 1, 0.81, 1763820000.1, {"timeout": 1}, 0xBEEF)
+LINE = OutputLine(OUTCOME, "job-1", RunHeader(1763820000.0, "http://x/v1", {"model": "m"}))
+
+
+@given(lines)
+def test_what_was_written_is_read_back(line):
+    written = encode(line, "id")
+    assert written.endswith(b"\n")
+    assert written.count(b"\n") == 1
+    assert is_whole(written[:-1])
+    assert decode(written[:-1]) == line
+    assert line_index(written[:-1]) == line.outcome.index
+
+
+@given(lines)
+def test_every_line_is_openai_batch_output_that_keeps_the_bodys_bytes(line):
+    written = encode(line, "0123")
+    record = json.loads(written)
+    answer = line.outcome.answer
+    assert list(record) == ["id", "custom_id", "response", "error", "batchkit"]
+    assert record["id"] == "batch_req_0123"
+    assert record["custom_id"] == line.outcome.custom_id
+    assert (record["error"] is None) == line.outcome.succeeded
+    assert (record["response"] is None) == (answer.status is None)
+    assert list(record["batchkit"])[-1] == "crc32"
+    if answer.body is not None:
+        assert answer.body in written
+
+
+@pytest.mark.parametrize(
+    "line", [LINE, OutputLine(replace(OUTCOME, answer=Failure(FailureKind.TIMEOUT, "timeout", "m")), "j")]
+)
+def test_a_line_cut_at_any_byte_is_not_whole(line):
+    written = encode(line, "id")[:-1]
+    for end in range(len(written)):
+        assert not is_whole(written[:end])
+        with pytest.raises(BrokenLineError):
+            decode(written[:end])
+
+
+def test_a_flipped_bit_is_found_wherever_it_is():
+    written = encode(LINE, "id")[:-1]
+    for place in range(len(written)):
+        for bit in range(8):
+            flipped = bytearray(written)
+            flipped[place] ^= 1 << bit
+            assert not is_whole(bytes(flipped)), (place, bit)
+
+
+@given(lines, st.data())
+def test_bytes_put_in_or_taken_out_are_found(line, data):
+    written = encode(line, "id")[:-1]
+    place = data.draw(st.integers(0, len(written) - 1))
+    assert not is_whole(written[:place] + b"x" + written[place:])
+    assert not is_whole(written[:place] + written[place + 1 :])
+
+
+@pytest.mark.parametrize("depth", [1, 500, 1000, 1021, 1022])
+def test_a_body_as_deep_as_can_be_read_is_read_back(depth):
+    body = b'{"choices":[{"message":{}}],"x":' + b"[" * depth + b"]" * depth + b"}"
+    answer = read_answer(200, {}, body, 0.0)
+    assert isinstance(answer, Reply)
+    line = OutputLine(replace(OUTCOME, answer=answer), "job")
+    assert decode(encode(line, "id")[:-1]) == line
+
+
+def test_usage_and_model_are_read_from_the_body():
+    body = b'{"model":"m","choices":[{"message":{}}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}'
+    written = encode(OutputLine(replace(OUTCOME, answer=Reply(200, "r", body)), "job"), "id")
+    answer = decode(written[:-1]).outcome.answer
+    assert (answer.model, answer.usage) == ("m", Usage(3, 2, 5))
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "flags"),
+    [
+        (200, "length", ["truncated"]),
+        (246, "stop", ["guardrail"]),
+        (246, "length", ["truncated", "guardrail"]),
+        (200, "stop", None),
+    ],
+)
+def test_results_to_look_at_twice_are_flagged(status, reason, flags):
+    answer = replace(REPLY, status=status, finish_reason=reason)
+    meta = json.loads(encode(OutputLine(replace(OUTCOME, answer=answer), "job"), "id"))["batchkit"]
+    assert meta.get("flags") == flags
+
+
+def test_a_failure_line_says_why():
+    answer = Failure(FailureKind.RATE_LIMITED, "slow_down", "Slow down", 429, "r", b'{"error":{}}')
+    record = json.loads(encode(OutputLine(replace(OUTCOME, answer=answer), "job"), "id"))
+    assert record["response"] == {"status_code": 429, "request_id": "r", "body": {"error": {}}}
+    assert record["error"] == {"code": "slow_down", "message": "Slow down"}
+    assert record["batchkit"]["reason"] == "rate_limited"
+    assert record["batchkit"]["retries"] == {"timeout": 1}
+
+
+def sealed(text):
+    """Another program's line with a checksum as ours have it."""
+    from zlib import crc32
+
+    covered = text.encode()
+    return covered + b',"crc32":"%08x"}}' % crc32(covered)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{}",
+        b"not JSON",
+        sealed('{"batchkit":{"x":1'),
+        sealed('{"custom_id":"a","response":null,"error":null,"batchkit":{"index":0'),
+        sealed('{"custom_id":"a","response":[],"error":null,"batchkit":{"index":0,"job_id":"j"'),
+        sealed(
+            '{"custom_id":"a","response":{"status_code":200,"request_id":"","body":{broken},"error":null,"batchkit":{"index":0'
+        ),
+        sealed('not JSON,"batchkit":{"index":0'),
+    ],
+)
+def test_a_line_that_encode_did_not_write_is_broken(line):
+    with pytest.raises(BrokenLineError):
+        decode(line)
+
+
+@given(headers)
+def test_a_run_header_is_read_back(header):
+    assert run_from_json(json.loads(json.dumps(run_to_json(header)))) == header

@@ -1,0 +1,33 @@
+import pytest
+
+from batchkit.rules.holding import what_holds
+
+AT_REST = {
+    "in_flight": 0,
+    "concurrency": 256,
+    "at_gate": 0,
+    "paused_s": 0.0,
+    "per_s": None,
+    "found": False,
+    "retrying": 0,
+    "starved": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("reading", "word", "sentence"),
+    [
+        ({}, "", ""),
+        ({"in_flight": 255}, "", ""),
+        ({"paused_s": 12.4, "at_gate": 3}, "server", "the server asked to wait, 12 s left"),
+        ({"paused_s": 0.2, "at_gate": 3, "per_s": 50.0, "found": True}, "limit", "found: 3,000 requests/min"),
+        ({"at_gate": 3, "per_s": 8.0}, "limit", "given: 480 requests/min"),
+        ({"at_gate": 3}, "limit", "tokens a minute"),
+        ({"retrying": 1200, "in_flight": 3}, "server", "1,200 requests wait to be tried again"),
+        ({"retrying": 3, "in_flight": 3}, "", ""),
+        ({"in_flight": 256, "starved": True}, "concurrency", "all 256 in flight"),
+        ({"in_flight": 2, "starved": True}, "input", "waiting for lines"),
+    ],
+)
+def test_what_holds_the_run_back(reading, word, sentence):
+    assert what_holds(**{**AT_REST, **reading}) == (word, sentence)

@@ -1,0 +1,35 @@
+import pytest
+from hypothesis import given, strategies as st
+
+from batchkit.rules.progress import DoneIndexes
+
+
+@given(st.lists(st.integers(0, 60)))
+def test_it_is_a_set_of_indexes(indexes):
+    done, model = DoneIndexes(), set()
+    for index in indexes:
+        assert done.add(index) is (index not in model)
+        model.add(index)
+        assert len(done) == len(model)
+    assert [index in done for index in range(-2, 65)] == [index in model for index in range(-2, 65)]
+    assert [done.below(index) for index in range(65)] == [len([i for i in model if i < n]) for n in range(65)]
+    assert done.end == max(model, default=-1) + 1
+    again = DoneIndexes(done.intervals())
+    assert list(again.intervals()) == list(done.intervals())
+    assert len(again) == len(done)
+
+
+@given(st.permutations(range(40)))
+def test_touching_intervals_become_one(indexes):
+    done = DoneIndexes()
+    for index in indexes:
+        done.add(index)
+    assert list(done.intervals()) == [(0, 40)]
+
+
+@pytest.mark.parametrize(
+    "intervals", [[(3, 3)], [(5, 4)], [(-1, 2)], [(0, 2), (2, 4)], [(4, 6), (0, 2)], [(0, 5), (3, 8)]]
+)
+def test_what_are_no_ascending_intervals_is_refused(intervals):
+    with pytest.raises(ValueError, match="ascending"):
+        DoneIndexes(intervals)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         JobLocked,
         JobMismatch,
         MissingExtraError,
+        OutputFull,
         OutputUnwritable,
         RunStopped,
         TooManyFailures,
@@ -47,6 +48,7 @@ __all__ = [
     "JobMismatch",
     "MissingExtraError",
     "Outcome",
+    "OutputFull",
     "OutputUnwritable",
     "Reply",
     "RunStopped",
@@ -68,7 +70,7 @@ __all__ = [
 _HOMES = {
     "batchkit.errors": (
         "BatchkitError EndpointRefused Interrupted JobDamaged JobError JobLocked JobMismatch MissingExtraError "
-        "OutputUnwritable RunStopped TooManyFailures UsageError"
+        "OutputFull OutputUnwritable RunStopped TooManyFailures UsageError"
     ),
     "batchkit.job": "arun report run status",
     "batchkit.records": "Failure FailureKind Outcome Reply Usage",

@@ -47,6 +47,8 @@ KEEPALIVE_S = 4.0
 
 _DNS_TTL_S = 60
 _LARGE_BODY_BYTES = 1024 * 1024
+_STALL_S = 1.0
+"""A timer that comes later than this found an event loop that stood still."""
 _KEY_SHOWN = b"[key]"
 
 
@@ -316,13 +318,14 @@ class _Deadlines:
         self._timeout = timeout
         self._running: dict[_Deadline, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
 
     def start(self, task: asyncio.Task[object]) -> _Deadline:
         """The deadline of an attempt that begins now in `task`."""
         deadline = _Deadline(task, self._loop.time() + self._timeout)
         self._running[deadline] = None
         if self._timer is None:
-            self._timer = self._loop.call_at(deadline.when, self._sweep)
+            self._set_timer(deadline.when)
         return deadline
 
     def end(self, deadline: _Deadline) -> None:
@@ -337,13 +340,22 @@ class _Deadlines:
     def _sweep(self) -> None:
         self._timer = None
         now = self._loop.time()
+        if now - self._due > _STALL_S:
+            # The loop stood still (a slow disk, a machine asleep), and with it the reading of what has long arrived:
+            # that comes first.
+            self._set_timer(now + _STALL_S)
+            return
         for deadline in list(self._running):
             if deadline.when > now:
-                self._timer = self._loop.call_at(deadline.when, self._sweep)
+                self._set_timer(deadline.when)
                 return
             del self._running[deadline]
             deadline.passed = True
             deadline.task.cancel()
+
+    def _set_timer(self, when: float) -> None:
+        self._due = when
+        self._timer = self._loop.call_at(when, self._sweep)
 
 
 class _TooLarge(Exception):

@@ -10,7 +10,8 @@
     │   ├── JobLocked               another run holds them
     │   ├── JobDamaged              a line is broken elsewhere than at the end
     │   ├── JobMismatch             they belong to another input or to other settings
-    │   └── OutputUnwritable        the disk is full, gone or read-only
+    │   └── OutputUnwritable        the disk is gone, broken or read-only
+    │       └── OutputFull          there is no room for another line; there may be later
     └── Interrupted                 a signal, after draining                                       exit 128 + signal
 
 Every message says what happened, what is safe and what to do next.
@@ -30,6 +31,7 @@ __all__ = [
     "JobLocked",
     "JobMismatch",
     "MissingExtraError",
+    "OutputFull",
     "OutputUnwritable",
     "RunStopped",
     "TooManyFailures",
@@ -103,6 +105,10 @@ class JobMismatch(JobError):
 
 class OutputUnwritable(JobError):
     """The output cannot be written."""
+
+
+class OutputFull(OutputUnwritable):
+    """There is no room on the disk, in the quota or under the file size limit."""
 
 
 class Interrupted(BatchkitError):

@@ -35,7 +35,7 @@ from batchkit.errors import (
     BatchkitError,
     Interrupted,
     JobMismatch,
-    OutputUnwritable,
+    OutputFull,
     RunStopped,
     TooManyFailures,
     UsageError,
@@ -309,6 +309,7 @@ class _Job:
             tally=state.tally,
             done=state.done,
             clock=clock,
+            stop=stop,
             emit=monitor.emit,
         )
         pipeline = self._pipeline = Pipeline(
@@ -324,6 +325,7 @@ class _Job:
             clock=clock,
             limit=settings.limit,
             before=state.done.below(state.index),
+            room=writer.room,
         )
         monitor.readings = Readings(
             state.tally, pipeline, delivery, gate, concurrency, lambda: state.to_do, self._cost_so_far
@@ -350,6 +352,7 @@ class _Job:
                     await pipeline.run()
                     # What is pending belongs into the summary.
                     await self._counted.wait()
+                await writer.settle()
                 group.cancel_scope.cancel()
             await to_thread.run_sync(self._store.sync)
         except* BatchkitError as errors:
@@ -456,9 +459,12 @@ class _Job:
             state.status = "stopped"
             state.stop_reason = cause.code if isinstance(cause, RunStopped) else type(cause).__name__
         summary = build_summary(state, self._prices)
-        if not isinstance(cause, OutputUnwritable):
-            self._snapshot()()
-            write_derived(store, summary)
+        if not writer_failed:
+            try:
+                self._snapshot()()
+                write_derived(store, summary)
+            except OutputFull as error:
+                self._monitor.emit(Notice(f"{error} Every answer is written; only the summary file is not."))
         self._monitor.close()
         self._monitor.emit(RunFinished(summary))
         if cause is not None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from batchkit.errors import JobDamaged, JobLocked, OutputUnwritable, UsageError
+from batchkit.errors import JobDamaged, JobLocked, OutputFull, OutputUnwritable, UsageError
 from batchkit.formats.results import BrokenLineError, OutputLine, decode, encode
 
 __all__ = ["JobPaths", "Store", "lock_holder", "read_output"]
@@ -374,8 +374,13 @@ def _write_all(descriptor: int, data: bytes) -> None:
         written += os.write(descriptor, data[written:])
 
 
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
 def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
+    if error.errno in _FULL:
+        return OutputFull(f"no room to write {path}: {error.strerror}.")
     return OutputUnwritable(
-        f"cannot write {path}: {error.strerror}. The answers written so far are safe; make room or mend the disk, "
-        "then start the same command again: it goes on, and asks again only what was in flight."
+        f"cannot write {path}: {error.strerror}. The answers written so far are safe; mend the disk, then start the same "
+        "command again: it goes on, and asks again only what was in flight."
     )

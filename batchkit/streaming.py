@@ -73,7 +73,7 @@ async def stream(
         came.set()
         monitor.emit(RequestFinished(outcome))
 
-    async def ready() -> None:
+    async def until_taken() -> None:
         while len(outcomes) >= most and stop.cause is None:
             taken.clear()
             await taken.wait()
@@ -97,7 +97,7 @@ async def stream(
                 stop=stop,
                 clock=clock,
                 limit=chosen.limit,
-                ready=ready,
+                room=lambda: until_taken() if len(outcomes) >= most else None,
             )
             monitor.readings = Readings(
                 tally, pipeline, delivery, gate, concurrency, lambda: None, lambda: (None, False)

@@ -163,7 +163,9 @@ class _Signals:
             self._loop.remove_signal_handler(number)
 
     def _handle(self, number: int) -> None:
-        cause = Interrupted(number, f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+        cause = Interrupted(
+            number, f"stopped by {signal.Signals(number).name}; the same command goes on from here"
+        )
         if self._stop.cause is None:
             self._stop.request(cause)
         else:

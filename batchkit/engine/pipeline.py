@@ -44,8 +44,8 @@ class Pipeline:
     """Works through batches of lines. `run` may be called once.
 
     `parse` makes a request of a line; `is_done` tells lines that have their outcome in the output already; `deliver` brings
-    a request to its outcome or to None when the run stops; `write` takes the outcome; `ready`, where given, is awaited
-    before each line is taken, for writers that can be full. `limit` bounds the requests, counted from the input's
+    a request to its outcome or to None when the run stops; `write` takes the outcome; `room` gives
+    None while the writer has room for another, else what waits until it has. `limit` bounds the requests, counted from the input's
     beginning, of which `before` lie before the first batch.
     """
 
@@ -64,7 +64,7 @@ class Pipeline:
         clock: Clock,
         limit: int | None = None,
         before: int = 0,
-        ready: Callable[[], Awaitable[None]] | None = None,
+        room: Callable[[], Awaitable[None] | None] = lambda: None,
     ) -> None:
         self._batches = batches
         self._parse = parse
@@ -77,7 +77,7 @@ class Pipeline:
         self._stop = stop
         self._clock = clock
         self._left = None if limit is None else limit - before
-        self._ready = ready
+        self._room = room
         self._lines: deque[Item] = deque()
         self._reading = anyio.Lock()
         self._ended = False
@@ -166,8 +166,8 @@ class Pipeline:
 
     async def _next(self) -> Item | None:
         """The next line that has no outcome yet; None at the end of the input or of the run."""
-        if self._ready is not None:
-            await self._ready()
+        if (wait := self._room()) is not None:
+            await wait
         while self._stop.cause is None:
             while self._lines:
                 line = self._lines.popleft()

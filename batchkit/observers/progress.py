@@ -99,7 +99,9 @@ class _Notes:
             case Notice():
                 return _line(event.message)
             case RunStopping():
-                return _line(f"stopping: {event.reason}; answers in flight are waited for, Ctrl-C leaves at once")
+                return _line(
+                    f"stopping: {event.reason}; answers in flight are waited for, Ctrl-C leaves at once"
+                )
             case AttemptFailed() if event.failure.kind.value not in self._told:
                 self._told.add(event.failure.kind.value)
                 return _line(

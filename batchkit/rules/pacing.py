@@ -20,6 +20,7 @@ from batchkit.records import Request, Usage
 __all__ = ["Pacer", "TokenForecast"]
 
 _BURST_S = 0.05
+_CREDIT_S = 0.5
 _WINDOW_S = 3.0
 """Over how long the rate that was taken is measured."""
 _CLEAN_S = 2.0
@@ -59,7 +60,7 @@ class _Budget:
             self._arrival = max(self._arrival, now) + (cost - paid) / self.per_s
 
     def settle(self, now: float, reserved: float, actual: float) -> None:
-        """Put right what was taken. What was reserved for nothing is a credit for the next, of a second's worth at most.
+        """Put right what was taken. What was reserved for nothing is a credit for the next, of half a second's worth at most.
 
         A credit, since whoever waits was told for how long before this was known: time alone would be lost.
         """
@@ -68,7 +69,7 @@ class _Budget:
         if actual > reserved:
             self.take(now, actual - reserved)
             return
-        credit = min(self.per_s, self._credit + reserved - actual)
+        credit = min(self.per_s * _CREDIT_S, self._credit + reserved - actual)
         self._arrival -= (reserved - actual - (credit - self._credit)) / self.per_s
         self._credit = credit
 

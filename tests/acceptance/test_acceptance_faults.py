@@ -5,7 +5,7 @@ from collections import Counter
 
 from batchkit.simulator.settings import FaultKind
 
-REQUESTS = 200
+REQUESTS = 100
 
 
 def test_every_kind_of_fault_in_one_run_ends_in_results(command, simulate, files, write_requests):

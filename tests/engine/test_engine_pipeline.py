@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -205,12 +205,11 @@ async def test_a_full_consumer_holds_back_the_next_line():
     room = anyio.Event()
     taken: list[int] = []
 
-    async def ready() -> None:
+    def full() -> Awaitable[None] | None:
         taken.append(1)
-        if len(taken) > 5:
-            await room.wait()
+        return room.wait() if len(taken) > 5 else None
 
-    scene = Scene(100, ready=ready)
+    scene = Scene(100, room=full)
     async with anyio.create_task_group() as group:
         group.start_soon(scene.pipeline.run)
         for _ in range(500):

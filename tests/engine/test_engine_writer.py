@@ -7,9 +7,10 @@ from collections.abc import Callable
 import anyio
 import pytest
 
+from batchkit.engine.stop import Stop
 from batchkit.engine.writer import CHECKPOINT_INTERVAL_S, SYNC_INTERVAL_S, Writer
-from batchkit.errors import OutputUnwritable
-from batchkit.events import Event, RequestFinished
+from batchkit.errors import Interrupted, OutputFull, OutputUnwritable
+from batchkit.events import Event, Notice, RequestFinished
 from batchkit.records import Outcome
 from batchkit.rules.progress import DoneIndexes
 from batchkit.rules.tally import Tally
@@ -23,10 +24,13 @@ class Disk:
         self.log: list[str] = []
         self.dirty = False
         self.full = False
+        self.broken = False
 
     def append(self, outcome: Outcome) -> None:
         if self.full:
-            raise OutputUnwritable("no room")
+            raise OutputFull("no room.")
+        if self.broken:
+            raise OutputUnwritable("input/output error")
         self.log.append(f"append {outcome.index}")
         self.dirty = True
 
@@ -50,6 +54,7 @@ class Scene:
         self.disk = Disk()
         self.tally = Tally()
         self.done = DoneIndexes()
+        self.stop = Stop()
         self.events: list[Event] = []
         self.writer = Writer(
             append=self.disk.append,
@@ -59,6 +64,7 @@ class Scene:
             tally=self.tally,
             done=self.done,
             clock=self.clock,
+            stop=self.stop,
             emit=self.events.append,
             in_thread=at_once,
         )
@@ -67,7 +73,7 @@ class Scene:
         return Outcome(index, f"r{index}", reply(), "t", 1, 0.5, self.clock.time())
 
 
-def test_an_outcome_is_a_line_then_a_part_of_the_totals_then_news():
+async def test_an_outcome_is_a_line_then_a_part_of_the_totals_then_news():
     scene = Scene()
     outcome = scene.outcome(3)
     scene.writer.write(outcome)
@@ -77,9 +83,9 @@ def test_an_outcome_is_a_line_then_a_part_of_the_totals_then_news():
     assert scene.events == [RequestFinished(outcome)]
 
 
-def test_what_cannot_be_written_is_not_counted():
+async def test_what_cannot_be_written_is_not_counted():
     scene = Scene()
-    scene.disk.full = True
+    scene.disk.broken = True
     with pytest.raises(OutputUnwritable):
         scene.writer.write(scene.outcome(3))
     assert 3 not in scene.done
@@ -87,7 +93,7 @@ def test_what_cannot_be_written_is_not_counted():
     assert scene.events == []
 
 
-def test_a_request_that_has_its_line_gets_no_second_one():
+async def test_a_request_that_has_its_line_gets_no_second_one():
     scene = Scene()
     scene.writer.write(scene.outcome(3))
     with pytest.raises(RuntimeError, match="twice"):
@@ -131,3 +137,51 @@ async def test_a_checkpoint_is_written_only_after_what_it_counts_was_synced():
         if what == "snapshot":
             after = [entry for entry in log[at + 1 :] if not entry.startswith("append")]
             assert after[:2] == ["sync", "checkpoint"]
+
+
+async def test_a_full_disk_holds_lines_and_begins_nothing_until_there_is_room():
+    scene = Scene()
+    scene.disk.full = True
+    for index in range(3):
+        scene.writer.write(scene.outcome(index))
+    assert scene.disk.log == []
+    assert len(scene.done) == 0
+    assert scene.tally.succeeded == 0
+    assert sum(isinstance(event, Notice) for event in scene.events) == 1
+    waiting = scene.writer.room()
+    assert waiting is not None
+    async with anyio.create_task_group() as group:
+        group.start_soon(scene.writer.keep_safe)
+        await scene.clock.sleep(5)
+        assert scene.disk.log == []
+        scene.disk.full = False
+        await waiting
+        group.cancel_scope.cancel()
+    assert scene.disk.log[:3] == ["append 0", "append 1", "append 2"]
+    assert scene.tally.succeeded == 3
+    assert scene.writer.room() is None
+
+
+async def test_a_job_that_ends_on_a_full_disk_waits_for_room():
+    scene = Scene()
+    scene.disk.full = True
+    scene.writer.write(scene.outcome(0))
+
+    async def make_room() -> None:
+        await scene.clock.sleep(60)
+        scene.disk.full = False
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(make_room)
+        await scene.writer.settle()
+    assert scene.disk.log == ["append 0"]
+
+
+async def test_a_stop_on_a_full_disk_says_which_indexes_are_not_on_it():
+    scene = Scene()
+    scene.disk.full = True
+    scene.writer.write(scene.outcome(7))
+    scene.writer.write(scene.outcome(9))
+    scene.stop.request(Interrupted(15, "enough"))
+    with pytest.raises(OutputUnwritable, match="index 7, 9"):
+        await scene.writer.settle()

@@ -163,7 +163,7 @@ def test_tpm_is_kept_also_where_the_forecast_is_wrong(share):
         return actual / share, actual
 
     ran = run(Pacer(tpm=tpm), Provider(steady(1e9)), seconds=600, workers=200, tokens=tokens)
-    # A second's worth of credit on top; where too little is reserved, what is in flight is owed.
+    # Half a second's worth of credit on top; where too little is reserved, what is in flight is owed.
     assert most_in_a_minute(ran.tokens, since=60.0) <= (1.02 if share <= 1.0 else 1.05) * tpm
     assert sum(size for _, size in ran.tokens) >= 0.9 * 10 * tpm
 

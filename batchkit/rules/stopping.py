@@ -15,6 +15,8 @@ from batchkit.rules.retry import Remedy, StopRun, remedy_of
 __all__ = ["StopRule"]
 
 _ALIKE = 20
+_UNREACHED = 6
+"""So many connections in vain, each after a longer wait, and nobody is there."""
 _REFUSALS = 3
 _REFUSALS_WITHIN_S = 60.0
 
@@ -28,6 +30,7 @@ class StopRule:
         self._answers = 0
         self._alike: tuple[str, int] | None = ("", 0)
         self._not_api_in_a_row = 0
+        self._unreached = 0
         self._refusals: deque[float] = deque(maxlen=_REFUSALS)
         self._unknown_models: set[str | None] = set()
 
@@ -55,6 +58,8 @@ class StopRule:
             return None
         if answer.kind is not FailureKind.NOT_AN_API:
             self._not_api_in_a_row = 0
+        if answer.kind is not FailureKind.CONNECTION_ERROR or answer.maybe_billed:
+            self._unreached = 0
         match answer.kind:
             case FailureKind.QUOTA_EXHAUSTED:
                 return StopRun(answer.code, f"the quota is used up: {answer.message}")
@@ -68,6 +73,10 @@ class StopRule:
                     return StopRun(answer.code, answer.message)
             case FailureKind.NOT_FOUND:
                 return self._not_found(request, answer)
+            case FailureKind.CONNECTION_ERROR if not self._succeeded and not answer.maybe_billed:
+                self._unreached += 1
+                if self._unreached >= _UNREACHED:
+                    return StopRun("unreachable", f"the endpoint cannot be reached: {answer.message}")
             case FailureKind.NOT_AN_API:
                 self._not_api_in_a_row += 1
                 if self._answers == 1 or self._not_api_in_a_row >= _ALIKE:

@@ -147,3 +147,21 @@ def test_only_a_completion_proves_the_endpoint():
     assert not rule.proven
     judge(rule, OK)
     assert rule.proven
+
+
+def test_an_endpoint_that_nobody_answers_at_stops_after_six_connections_in_vain():
+    rule = StopRule()
+    refused = failure(Kind.CONNECTION_ERROR, "connection_error")
+    assert judge(rule, *[refused] * 5) == [None] * 5
+    verdict = rule.judge(request(), refused, 0.0)
+    assert verdict is not None
+    assert verdict.code == "unreachable"
+
+
+def test_connections_that_come_about_and_break_are_not_an_endpoint_out_of_reach():
+    broken = failure(Kind.CONNECTION_ERROR, "connection_error", maybe_billed=True)
+    assert judge(StopRule(), *[broken] * 50) == [None] * 50
+
+
+def test_after_a_success_the_network_may_go_away():
+    assert judge(proven(), *[failure(Kind.CONNECTION_ERROR)] * 50) == [None] * 50

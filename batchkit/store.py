@@ -183,10 +183,12 @@ class Store:
             raise _unwritable(path, error) from error
 
     def close(self) -> None:
-        """Close the files and give up the lock."""
+        """Close the files and give up the lock; a second time does nothing."""
         self._results.close()
         self._errors.close()
-        _unlock(self.paths.lock, self._lock)
+        if self._lock >= 0:
+            _unlock(self.paths.lock, self._lock)
+            self._lock = -1
 
 
 class _Log:

@@ -1,0 +1,374 @@
+"""A job's state, from its files: with a checkpoint or without, the same."""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from batchkit.errors import JobDamaged, JobMismatch
+from batchkit.formats.checkpoint import Checkpoint, encode_checkpoint
+from batchkit.formats.results import OutputLine, encode
+from batchkit.records import Failure, FailureKind, Line, Outcome, Reply, RunHeader, Usage
+from batchkit.rules.pricing import PriceList
+from batchkit.source import InputIdentity
+from batchkit.state import JobState, build_summary, load_for_run, read_state
+from batchkit.store import JobPaths, Store
+
+INPUT = InputIdentity("/in.jsonl", 1000, 5)
+REPLY = Reply(
+    200,
+    "r",
+    b'{"model":"m","choices":[{"message":{},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}',
+    "m",
+    Usage(3, 2, 5),
+    "stop",
+)
+FAILED = Failure(FailureKind.TIMEOUT, "timeout", "too slow")
+
+
+def raw(index):
+    return b'{"line":%d}' % index
+
+
+def line(index, answer=REPLY, *, at=None, job="job", run=None):
+    finished_at = 1000.0 + index if at is None else at
+    outcome = Outcome(
+        index,
+        f"r{index}",
+        answer,
+        "t",
+        1 + index % 2,
+        0.5,
+        finished_at,
+        {"timeout": 1} if index % 2 else {},
+        crc32(raw(index)),
+    )
+    return OutputLine(outcome, job, run)
+
+
+def header(at, **more):
+    return RunHeader(at, "http://x/v1", {"model": "m"}, INPUT.path, INPUT.size, **more)
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "results.jsonl"
+
+
+class Job:
+    """Runs that append, as the program does: a header in each run's first line of each file."""
+
+    def __init__(self, output):
+        self.output = output
+        self.clock = 1000.0
+        self.begin()
+
+    def begin(self, *, retry_failed=False):
+        self.store = Store.open(self.output)
+        self.state = load_for_run(self.store, INPUT, rescan=False, retry_failed=retry_failed)
+        self.clock += 10
+        self.run = header(self.clock)
+        self.state.tally.begin_run(self.run)
+        self.state.run = self.run
+        self.headed = set()
+
+    def finish(self, index, answer=REPLY):
+        self.clock += 1
+        written = line(index, answer, at=self.clock, run=None if answer.status in self.headed else self.run)
+        self.headed.add(answer.status)
+        self.store.append(written, str(index))
+        assert self.state.done.add(index)
+        self.state.tally.add(written.outcome)
+
+    def save(self, **more):
+        state = self.state
+        results, errors = self.store.sizes
+        fields = {
+            "job_id": "job",
+            "results_bytes": results,
+            "errors_bytes": errors,
+            "superseded": state.superseded,
+            "done": tuple(state.done.intervals()),
+            "tally": state.tally.state(),
+            "run": self.run,
+            "input_index": 0,
+            "input_offset": 0,
+            "input_size": INPUT.size,
+            "input_mtime_ns": INPUT.mtime_ns,
+            "total": 20,
+            "limit": None,
+            "status": "running",
+            "stop_reason": None,
+            **more,
+        }
+        self.store.replace(self.store.paths.checkpoint, encode_checkpoint(Checkpoint(**fields)))
+
+    def end(self):
+        self.store.close()
+
+
+def load(output, *, identity=INPUT, rescan=False, retry_failed=False):
+    store = Store.open(output)
+    try:
+        return load_for_run(store, identity, rescan=rescan, retry_failed=retry_failed), store.notices
+    finally:
+        store.close()
+
+
+def figures(state):
+    return state.job_id, state.tally.state(), list(state.done.intervals()), state.run
+
+
+steps = st.lists(
+    st.sampled_from(["reply", "reply", "failure", "save", "restart", "retry failed"]), max_size=25
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps)
+def test_a_state_rebuilt_from_the_lines_is_the_one_with_a_checkpoint_and_the_one_in_memory(
+    tmp_path_factory, taken
+):
+    output = tmp_path_factory.mktemp("job") / "results.jsonl"
+    job, index, wrote = Job(output), 0, False
+    for step in taken:
+        if step == "save":
+            job.save()
+        elif step in ("restart", "retry failed"):
+            job.end()
+            job.begin(retry_failed=step == "retry failed")
+        else:
+            job.finish(index, REPLY if step == "reply" else FAILED)
+            index, wrote = index + 1, True
+    job.end()
+    live = job.state
+    with_checkpoint, notices = load(output)
+    status = read_state(output)
+    JobPaths(output).checkpoint.unlink(missing_ok=True)
+    without, _ = load(output)
+    assert notices == []
+    assert live.tally == without.tally == with_checkpoint.tally == status.tally == read_state(output).tally
+    for state in (without, with_checkpoint, status):
+        assert list(state.done.intervals()) == list(live.done.intervals())
+        if wrote:
+            assert state.job_id == "job"
+
+
+def three_lines(output):
+    job = Job(output)
+    job.finish(0)
+    job.finish(1, FAILED)
+    job.save()
+    job.finish(2)
+    job.end()
+    return job
+
+
+def test_a_checkpoint_lets_the_fold_begin_further_on(output):
+    three_lines(output)
+    data = output.read_bytes()
+    output.write_bytes(b"?" + data[1:])  # what a checkpoint stands for is not read again
+    state, _ = load(output)
+    assert (state.tally.succeeded, state.tally.failed, state.total) == (2, 1, 20)
+    with pytest.raises(JobDamaged):
+        load(output, rescan=True)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"garbage", b'{"version":1,"crc32":"00000000"}\n'])
+def test_a_broken_checkpoint_is_told_and_rebuilt(output, data):
+    expected = three_lines(output).state
+    JobPaths(output).checkpoint.write_bytes(data)
+    state, notices = load(output)
+    assert state.tally == expected.tally
+    assert len(notices) == 1
+    assert "checkpoint cannot be used" in notices[0]
+    assert read_state(output).tally == expected.tally
+
+
+def test_a_whole_checkpoint_with_impossible_contents_is_told_and_rebuilt(output):
+    job = Job(output)
+    job.finish(0)
+    for nonsense in ({"done": ((5, 2),)}, {"tally": {}}, {"done": ((0, 2), (1, 3))}):
+        job.save(**nonsense)
+        job.end()
+        state, notices = load(output)
+        assert state.tally.succeeded == 1
+        assert "checkpoint cannot be used" in notices[0]
+
+
+@pytest.mark.parametrize("log", ["results", "errors"])
+def test_a_checkpoint_ahead_of_the_output_is_refused_unless_rescanned(output, log):
+    three_lines(output)
+    path = getattr(JobPaths(output), log)
+    path.write_bytes(b"")
+    with pytest.raises(JobDamaged, match=rf"{path} is shorter than its checkpoint says.*--rescan"):
+        load(output)
+    state, _ = load(output, rescan=True)
+    assert (state.tally.succeeded, state.tally.failed) == ((0, 1) if log == "results" else (2, 0))
+
+
+def test_the_status_of_a_cut_output_is_what_its_lines_say(output):
+    job = Job(output)
+    for index in range(3):
+        job.finish(index)
+    job.save(total=3, status="completed")
+    job.end()
+    assert (read_state(output).status, read_state(output).tally.succeeded) == ("completed", 3)
+    output.write_bytes(b"".join(output.read_bytes().splitlines(keepends=True)[:2]))
+    state = read_state(output)
+    assert (state.status, state.tally.succeeded, list(state.done.intervals())) == ("interrupted", 2, [(0, 2)])
+
+
+def test_a_checkpoint_of_another_input_is_left_aside_so_that_lines_are_compared(output):
+    three_lines(output)
+    assert load(output)[0].checksums is None
+    for other in (InputIdentity(INPUT.path, 1001, 5), InputIdentity(INPUT.path, 1000, 6), InputIdentity("-")):
+        assert load(output, identity=other)[0].checksums is not None
+
+
+def test_an_edited_line_is_refused_with_its_number(output):
+    three_lines(output)
+    state, _ = load(output, identity=InputIdentity("-"))
+    assert state.is_unchanged(Line(2, 0, raw(2)))
+    assert not state.is_unchanged(Line(3, 0, b"anything"))
+    for edited in (b"edited", None):
+        with pytest.raises(JobMismatch, match=r"^line 3 of the input is not the one that was answered"):
+            state.is_unchanged(Line(2, 0, edited))
+
+
+def test_a_line_over_the_cap_that_failed_is_unchanged_when_it_is_still_too_long(output):
+    too_long = Outcome(0, "line-0", Failure(FailureKind.BAD_LINE, "c", "m"), "t", 0, 0.0, 1.0)
+    JobPaths(output).errors.write_bytes(encode(OutputLine(too_long, "job"), "0"))
+    state, _ = load(output)
+    assert state.is_unchanged(Line(0, 0, None))
+
+
+@pytest.mark.parametrize("second", [REPLY, FAILED])
+def test_an_index_that_stands_twice_is_refused(output, second):
+    paths = JobPaths(output)
+    paths.results.write_bytes(encode(line(0), "0") + encode(line(4), "4"))
+    log = paths.results if second is REPLY else paths.errors
+    with log.open("ab") as stream:
+        stream.write(encode(line(4, second), "4"))
+    with pytest.raises(JobDamaged, match="two lines for request 4"):
+        load(output)
+    with pytest.raises(JobDamaged, match="two lines for request 4"):
+        read_state(output)
+
+
+@pytest.mark.parametrize("answer", [REPLY, FAILED])
+def test_two_jobs_in_one_output_are_refused(output, answer):
+    paths = JobPaths(output)
+    paths.results.write_bytes(encode(line(0, job="one"), "0"))
+    with (paths.results if answer is REPLY else paths.errors).open("ab") as stream:
+        stream.write(encode(line(1, answer, job="two"), "1"))
+    with pytest.raises(JobDamaged, match="mixes the jobs 'one' and 'two'"):
+        load(output)
+
+
+def test_superseded_failures_are_in_the_totals_but_are_no_requests(output):
+    job = Job(output)
+    job.finish(0)
+    job.finish(1, FAILED)
+    job.save()
+    job.end()
+    state, notices = load(output, retry_failed=True)
+    assert (state.tally.succeeded, state.tally.failed, state.tally.attempts) == (1, 0, 3)
+    assert state.tally.by_reason == {"timeout": 1}
+    assert 1 not in state.done
+    assert state.superseded == 1
+    assert "results.errors.1.jsonl" in notices[0]
+    assert load(output)[0].tally == state.tally
+
+
+def test_a_checkpoint_from_before_the_failures_moved_is_left_aside(output):
+    job = Job(output)
+    job.finish(0, FAILED)
+    job.save()
+    kept = job.store.paths.checkpoint.read_bytes()
+    job.end()
+    load(output, retry_failed=True)
+    JobPaths(output).checkpoint.write_bytes(kept)
+    JobPaths(output).errors.write_bytes(encode(line(5, FAILED), "5"))
+    state = read_state(output)
+    assert list(state.done.intervals()) == [(5, 6)]
+
+
+def test_the_latest_run_is_the_one_a_job_goes_on_from(output):
+    paths = JobPaths(output)
+    paths.results.write_bytes(
+        encode(line(0, run=header(900.0)), "0") + encode(line(1, run=header(950.0)), "1")
+    )
+    paths.errors.write_bytes(encode(line(2, FAILED, run=header(920.0)), "2"))
+    assert load(output)[0].run == header(950.0)
+
+
+# --- status --------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_is_worked_on_is_running_also_after_a_summary_said_otherwise(output):
+    job = Job(output)
+    job.finish(0)
+    job.save(status="stopped", stop_reason="insufficient_quota")
+    assert (read_state(output).status, read_state(output).stop_reason) == ("running", None)
+    assert read_state(output, held=True).status == "stopped"
+    job.end()
+    assert (read_state(output).status, read_state(output).stop_reason) == ("stopped", "insufficient_quota")
+
+
+@pytest.mark.parametrize(
+    ("total", "limit", "status"),
+    [(1, None, "completed"), (2, None, "interrupted"), (9, 1, "completed"), (None, None, "interrupted")],
+)
+def test_a_killed_run_is_interrupted_unless_nothing_was_left(output, total, limit, status):
+    job = Job(output)
+    job.finish(0)
+    job.save(total=total, limit=limit)
+    job.end()
+    assert read_state(output).status == status
+
+
+def test_without_a_checkpoint_the_input_is_counted_if_it_is_still_there(output, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"{}\n\n{}\n{}\n")
+    run = RunHeader(900.0, "http://x/v1", {}, str(path), path.stat().st_size)
+    output.write_bytes(encode(line(0, run=run), "0"))
+    assert read_state(output).total == 3
+    path.write_bytes(b"{}\n")
+    assert read_state(output).total is None
+    path.unlink()
+    assert read_state(output).total is None
+
+
+def test_a_job_without_files_is_empty(output):
+    state = read_state(output)
+    assert (state.job_id, state.run, state.to_do, len(state.done)) == (None, None, None, 0)
+
+
+def test_the_figures_of_the_files_alone_are_those_of_the_checkpoint(output):
+    expected = three_lines(output).state
+    alone = read_state(output, from_files_alone=True)
+    assert alone.tally == expected.tally
+    assert alone.total == 20
+
+
+def test_to_do_is_bounded_by_the_limit():
+    assert JobState(total=10, limit=3).to_do == 3
+    assert JobState(total=2, limit=3).to_do == 2
+    assert JobState(total=2).to_do == 2
+    assert JobState(limit=3).to_do is None
+
+
+def test_the_summary_is_a_reading_of_the_state(output):
+    job = three_lines(output)
+    summary = build_summary(read_state(output), PriceList(at=job.clock, base_url=""))
+    assert summary["requests"] == {"total": 20, "succeeded": 2, "failed": 1, "pending": 17} | {
+        name: summary["requests"][name] for name in summary["requests"] if name == "truncated"
+    }
+    assert summary["usage"]["total_tokens"] == 10
+    assert summary["attempts"]["by_reason"] == {"timeout": 1}
+    assert summary["errors"] == {"timeout": {"count": 1, "example": "r1"}}
+    assert summary["job_id"] == "job"

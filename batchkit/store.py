@@ -25,7 +25,7 @@ from typing import Final
 from batchkit.errors import JobDamaged, JobLocked, OutputFull, OutputUnwritable, UsageError
 from batchkit.formats.results import BrokenLineError, OutputLine, decode, encode
 
-__all__ = ["JobPaths", "Store", "lock_holder", "read_output"]
+__all__ = ["Disk", "JobPaths", "Store", "lock_holder", "read_output"]
 
 _PRIVATE: Final = 0o600
 _PIECE: Final = 1 << 20
@@ -72,27 +72,68 @@ class JobPaths:
         return found
 
 
+class Disk:
+    """What a store does to the file system, each thing in one place, so that each can be made to fail.
+
+    Everything raises OSError.
+    """
+
+    def open(self, path: Path, flags: int) -> int:
+        """A descriptor of `path`, for its owner alone where it is made."""
+        return os.open(path, flags | os.O_CLOEXEC, _PRIVATE)
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        """Write at the end (or on); how many bytes were written, which may be fewer."""
+        return os.write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        """Wait until the disk has the file's bytes."""
+        os.fsync(descriptor)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        """Cut the file to `size` bytes."""
+        os.ftruncate(descriptor, size)
+
+    def rename(self, path: Path, target: Path) -> None:
+        """Give the file another name, in place of whatever had it."""
+        path.replace(target)
+
+    def remove(self, path: Path) -> None:
+        """Take the name away; a name that is not there is fine."""
+        path.unlink(missing_ok=True)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Wait until the disk has the folder's names."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 class Store:
     """The files of one job, held by one process.
 
     `Store.open` locks them; `recover` reads what stands in them and mends their ends; only then `append` may be called.
     """
 
-    def __init__(self, paths: JobPaths, lock: int) -> None:
+    def __init__(self, paths: JobPaths, lock: int, disk: Disk) -> None:
         self.paths = paths
         self._lock = lock
-        self._results = _Log(paths.results)
-        self._errors = _Log(paths.errors)
+        self._disk = disk
+        self._results = _Log(paths.results, disk)
+        self._errors = _Log(paths.errors, disk)
         self.notices: list[str] = []
         """What was mended while recovering, in words."""
 
     @classmethod
-    def open(cls, output: Path, *, overwrite: bool = False) -> Store:
+    def open(cls, output: Path, *, overwrite: bool = False, disk: Disk | None = None) -> Store:
         """Take the job's lock and open its files, making the folder where there is none.
 
         Raises UsageError where the output cannot be a file of ours, JobLocked where another run holds it.
         """
         paths = JobPaths(output)
+        disk = Disk() if disk is None else disk
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             if output.exists() and not stat.S_ISREG(output.stat().st_mode):
@@ -104,14 +145,17 @@ class Store:
             raise UsageError(f"cannot write beside {output}: {error.strerror}") from error
         try:
             if overwrite:
-                _move_aside(paths)
-            return cls(paths, lock)
+                _move_aside(paths, disk)
+            store = cls(paths, lock, disk)
+            # A file that is not in its folder on the disk is lost with the power, however well it was synced itself.
+            disk.sync_folder(output.parent)
         except OSError as error:
-            _unlock(paths.lock, lock)
+            _unlock(paths.lock, lock, disk)
             raise UsageError(f"cannot write {output}: {error.strerror}") from error
         except BaseException:
-            _unlock(paths.lock, lock)
+            _unlock(paths.lock, lock, disk)
             raise
+        return store
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -144,11 +188,16 @@ class Store:
         if notice:
             self.notices.append(notice)
         target = self.paths.beside(f".errors.{len(self.paths.superseded()) + 1}.jsonl")
-        self.paths.checkpoint.unlink(missing_ok=True)
-        self._errors.close()
-        self.paths.errors.rename(target)
-        self._errors = _Log(self.paths.errors)
-        _sync_folder(self.paths.results.parent)
+        try:
+            # The checkpoint counts them as done; it goes first, or a crash in between would leave it believed.
+            self._disk.remove(self.paths.checkpoint)
+            self._disk.sync_folder(self.paths.results.parent)
+            self._disk.rename(self.paths.errors, target)
+            self._errors.close()
+            self._errors = _Log(self.paths.errors, self._disk)
+            self._disk.sync_folder(self.paths.results.parent)
+        except OSError as error:
+            raise _unwritable(target, error) from error
         return target
 
     def append(self, line: OutputLine, line_id: str) -> None:
@@ -171,15 +220,18 @@ class Store:
     def replace(self, path: Path, data: bytes) -> None:
         """Put `data` in place of `path` in one step: readers see the old file or the new one, never a part."""
         temporary = path.with_name(path.name + ".tmp")
+        disk = self._disk
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _PRIVATE)
+            descriptor = disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
-                _write_all(descriptor, data)
-                os.fsync(descriptor)
+                _write_all(disk, descriptor, data)
+                disk.sync(descriptor)
             finally:
                 os.close(descriptor)
-            temporary.replace(path)
+            disk.rename(temporary, path)
         except OSError as error:
+            with suppress(OSError):
+                disk.remove(temporary)
             raise _unwritable(path, error) from error
 
     def close(self) -> None:
@@ -187,38 +239,58 @@ class Store:
         self._results.close()
         self._errors.close()
         if self._lock >= 0:
-            _unlock(self.paths.lock, self._lock)
+            _unlock(self.paths.lock, self._lock, self._disk)
             self._lock = -1
 
 
 class _Log:
     """A file that only grows."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
+        self._disk = disk
+        self._descriptor = disk.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         self.size = os.fstat(self._descriptor).st_size
         self.dirty = False
 
     def append(self, data: bytes) -> None:
         self.dirty = True
         try:
-            _write_all(self._descriptor, data)
+            _write_all(self._disk, self._descriptor, data)
         except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._descriptor, self.size)
+            # A part of the line may be there; if it cannot be taken back, the next run finds it torn.
+            try:
+                self._disk.truncate(self._descriptor, self.size)
+            except OSError as stuck:
+                raise _broken(self.path, stuck) from error
             raise _unwritable(self.path, error) from error
         self.size += len(data)
 
     def sync(self) -> None:
+        self._look()
         if not self.dirty:
             return
         # Before the call: a line appended while it waits may not be in it.
         self.dirty = False
         try:
-            os.fsync(self._descriptor)
+            self._disk.sync(self._descriptor)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            # What the disk has now nobody knows, and a second fsync would say that all is well.
+            raise _broken(self.path, error) from error
+
+    def _look(self) -> None:
+        """Whether the file is still where it was: one that was removed takes every line and keeps none."""
+        try:
+            status = os.stat(self.path)  # noqa: PTH116 - one call, no object
+            if status.st_ino == os.fstat(self._descriptor).st_ino:
+                return
+            what = "replaced"
+        except OSError:
+            what = "removed"
+        raise OutputUnwritable(
+            f"{self.path} was {what} while the run was writing it: what was answered since is lost with it. The run stops; "
+            "put the file back, or start the same command again to go on with what is there."
+        )
 
     def mend(self) -> tuple[int, str | None]:
         """Cut a torn line off the end, keeping its bytes aside. A line that lacks nothing but its newline is completed.
@@ -239,14 +311,14 @@ class _Log:
     def _cut(self, tail: bytes) -> str:
         try:
             aside = self.path.with_name(f"{self.path.name}.torn-{time.strftime('%Y%m%d-%H%M%S')}")
-            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _PRIVATE)
+            descriptor = self._disk.open(aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             try:
-                _write_all(descriptor, tail + b"\n")
-                os.fsync(descriptor)
+                _write_all(self._disk, descriptor, tail + b"\n")
+                self._disk.sync(descriptor)
             finally:
                 os.close(descriptor)
-            os.ftruncate(self._descriptor, self.size - len(tail))
-            os.fsync(self._descriptor)
+            self._disk.truncate(self._descriptor, self.size - len(tail))
+            self._disk.sync(self._descriptor)
             self.size -= len(tail)
         except OSError as error:
             raise _unwritable(self.path, error) from error
@@ -326,10 +398,12 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
 
 
-def _unlock(path: Path, descriptor: int) -> None:
-    with suppress(OSError):
-        path.unlink()
-    os.close(descriptor)
+def _unlock(path: Path, descriptor: int, disk: Disk) -> None:
+    try:
+        with suppress(OSError):
+            disk.remove(path)
+    finally:
+        os.close(descriptor)
 
 
 def _holder(descriptor: int) -> int | None:
@@ -337,22 +411,13 @@ def _holder(descriptor: int) -> int | None:
     return int(written) if written.isdigit() else None
 
 
-def _move_aside(paths: JobPaths) -> None:
+def _move_aside(paths: JobPaths, disk: Disk) -> None:
     """Rename the job's files, the results last: until then what stands is the old job, not a part of it."""
     ending = time.strftime(".old-%Y%m%d-%H%M%S")
     derived = (paths.checkpoint, paths.summary, paths.report)
     for path in (*derived, *reversed(paths.superseded()), paths.errors, paths.results):
-        with suppress(FileNotFoundError):
-            path.rename(path.with_name(path.name + ending))
-    _sync_folder(paths.results.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if path.exists():
+            disk.rename(path, path.with_name(path.name + ending))
 
 
 def _last_line(descriptor: int, size: int) -> bytes:
@@ -370,10 +435,10 @@ def _last_line(descriptor: int, size: int) -> bytes:
     return tail
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    written = os.write(descriptor, data)
+def _write_all(disk: Disk, descriptor: int, data: bytes) -> None:
+    written = disk.write(descriptor, data)
     while written < len(data):
-        written += os.write(descriptor, data[written:])
+        written += disk.write(descriptor, data[written:])
 
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -382,6 +447,10 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 def _unwritable(path: Path, error: OSError) -> OutputUnwritable:
     if error.errno in _FULL:
         return OutputFull(f"no room to write {path}: {error.strerror}.")
+    return _broken(path, error)
+
+
+def _broken(path: Path, error: OSError) -> OutputUnwritable:
     return OutputUnwritable(
         f"cannot write {path}: {error.strerror}. The answers written so far are safe; mend the disk, then start the same "
         "command again: it goes on, and asks again only what was in flight."

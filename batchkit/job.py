@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 import anyio
-from anyio import to_thread
 
 from batchkit.endpoint import Endpoint
 from batchkit.engine.delivery import Delivery
@@ -123,16 +122,16 @@ async def run_job(
     observers: Sequence[Observer],
 ) -> dict[str, Any]:
     """One run of a job, for the two front doors. `stop` lets the caller end it."""
-    source = Source(input_path)
+    clock = SystemClock()
+    source = Source(input_path, in_thread=clock.in_thread)
     identity = source.identify()
     _refuse_input_as_output(identity, output)
-    clock = SystemClock()
     monitor = Monitor(observers, clock)
     async with AsyncExitStack() as parts:
         address = await open_address(parts, settings, credentials)
         store = Store.open(output, overwrite=settings.overwrite)
         try:
-            job = _Job(store, source, identity, settings, address, monitor, clock, stop)
+            job = JobRun(store, source, identity, settings, address, monitor, clock, stop)
             await job.load()
             endpoint = await parts.enter_async_context(Endpoint(address, timeout=settings.timeout))
             return await job.work(endpoint)
@@ -186,7 +185,7 @@ def build_delivery(
     return gate, delivery
 
 
-class _Job:
+class JobRun:
     """One run of one job: its state, and the parts that change it."""
 
     def __init__(
@@ -232,7 +231,7 @@ class _Job:
     async def load(self) -> None:
         """Read what stands in the job's files, and refuse what does not belong to them."""
         settings = self._settings
-        self._state = state = await to_thread.run_sync(
+        self._state = state = await self._clock.in_thread(
             lambda: load_for_run(
                 self._store, self._identity, rescan=settings.rescan, retry_failed=settings.retry_failed
             )
@@ -354,7 +353,7 @@ class _Job:
                     await self._counted.wait()
                 await writer.settle()
                 group.cancel_scope.cancel()
-            await to_thread.run_sync(self._store.sync)
+            await clock.in_thread(self._store.sync)
         except* BatchkitError as errors:
             broke = _first(errors)
         return self._close(stop.cause if broke is None else broke, writer_failed=broke is not None)
@@ -433,7 +432,7 @@ class _Job:
 
     async def _read_prices(self) -> None:
         """Read the price list off the event loop: it takes a second."""
-        await to_thread.run_sync(self._prices.find, "gpt-4o")
+        await self._clock.in_thread(lambda: self._prices.find("gpt-4o"))
         self._prices_ready = True
 
     def _cost_so_far(self) -> tuple[float | None, bool]:

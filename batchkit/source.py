@@ -13,10 +13,11 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 from anyio import to_thread, wait_readable
 
@@ -109,11 +110,15 @@ class LineSplitter:
 class Source:
     """One input: a path, or `-` for stdin.
 
-    Raises UsageError where the input cannot be opened and RunStopped where it cannot be read on.
+    Raises UsageError where the input cannot be opened and RunStopped where it cannot be read on. `in_thread` does what
+    blocks beside the event loop.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(
+        self, path: str, *, in_thread: Callable[[Callable[[], Any]], Awaitable[Any]] = to_thread.run_sync
+    ) -> None:
         self.path = path
+        self._in_thread = in_thread
 
     @property
     def is_stdin(self) -> bool:
@@ -147,7 +152,7 @@ class Source:
                 if stdin is not None:
                     # Whoever writes there may take for ever, and no thread can be called back from a read.
                     await wait_readable(stdin)
-                batch = await to_thread.run_sync(next, lines, None)
+                batch = await self._in_thread(partial(next, lines, None))
                 if batch is None:
                     return
                 if batch:
@@ -163,7 +168,7 @@ class Source:
         pieces = self._lines(0, 0)
         total = 0
         with closing(pieces):
-            while (batch := await to_thread.run_sync(next, pieces, None)) is not None:
+            while (batch := await self._in_thread(partial(next, pieces, None))) is not None:
                 total += len(batch)
         return total
 

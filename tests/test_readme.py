@@ -47,7 +47,7 @@ def test_the_readmes_commands_run_in_their_order(checkout):
     names = ("PORTKEY_", "OPENAI_", "BATCHKIT_")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(names)}
     environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ["PATH"]])
-    simulators = []; import time; t0=time.time()
+    simulators = []
     try:
         for command in commands:
             if command.startswith("batchkit simulate"):
@@ -60,7 +60,9 @@ def test_the_readmes_commands_run_in_their_order(checkout):
                 )
                 simulators.append(started)
                 assert port.encode() in started.stdout.readline()
-            elif command.startswith("python samples/") or (command.startswith("jq") and not shutil.which("jq")):
+            elif command.startswith("python samples/") or (
+                command.startswith("jq") and not shutil.which("jq")
+            ):
                 continue  # the samples have a test of their own; jq is not everywhere
             else:
                 done = subprocess.run(
@@ -71,13 +73,13 @@ def test_the_readmes_commands_run_in_their_order(checkout):
                     check=False,
                     timeout=60,
                 )
-                print(command, time.time()-t0); assert done.returncode == 0, (command, done.stderr.decode())
+                assert done.returncode == 0, (command, done.stderr.decode())
     finally:
         for simulator in simulators:
             with simulator:
                 simulator.terminate()
     answers, run = blocks("python")
-    assert run_python(answers, checkout, environ).count("\n") >= 20
+    assert run_python(answers, checkout, environ).count("\n") >= 300
     assert "'succeeded': 20" in run_python(run, checkout, environ)
 
 

@@ -7,9 +7,11 @@ is not overtaken for ever by small ones. While the pacer lets everything pass, n
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from batchkit.engine.stop import Stop
 from batchkit.records import Answer, Failure, FailureKind, Request
@@ -21,8 +23,11 @@ _LONGEST_NAP_S = 1.0
 _SHORTEST_NAP_S = 0.001
 
 
+T = TypeVar("T")
+
+
 class Clock(Protocol):
-    """Time, as an argument."""
+    """Time, as an argument, and what passes beside it."""
 
     def now(self) -> float:
         """Seconds on a steady clock."""
@@ -33,15 +38,21 @@ class Clock(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Come back after so many seconds."""
 
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Do what blocks while the event loop goes on."""
+
 
 class SystemClock:
-    """The machine's own clocks."""
+    """The machine's own clocks and threads."""
 
     now = staticmethod(time.monotonic)
     time = staticmethod(time.time)
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        return await anyio.to_thread.run_sync(work)
 
 
 class Gate:

@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from anyio import to_thread
-
 from batchkit.engine.gate import Clock
 from batchkit.engine.stop import Stop
 from batchkit.errors import OutputFull, OutputUnwritable
@@ -50,7 +48,6 @@ class Writer:
         clock: Clock,
         stop: Stop,
         emit: Callable[[Event], None],
-        in_thread: Callable[[Callable[[], None]], Awaitable[None]] = to_thread.run_sync,
     ) -> None:
         self._append = append
         self._sync = sync
@@ -61,7 +58,6 @@ class Writer:
         self._clock = clock
         self._stop = stop
         self._emit = emit
-        self._in_thread = in_thread
         self._held: deque[Outcome] = deque()
         self._asked_at = 0.0
 
@@ -113,14 +109,14 @@ class Writer:
                 await self.save()
                 saved_at = self._clock.now()
             else:
-                await self._in_thread(self._sync)
+                await self._clock.in_thread(self._sync)
 
     async def save(self) -> None:
         """Sync the output, then write a checkpoint of what was just synced. Raises OutputUnwritable."""
         write_checkpoint = self._snapshot()
-        await self._in_thread(self._sync)
+        await self._clock.in_thread(self._sync)
         with suppress(OutputFull):  # it is a cache
-            await self._in_thread(write_checkpoint)
+            await self._clock.in_thread(write_checkpoint)
 
     def _put(self, outcome: Outcome) -> None:
         if outcome.index in self._done:

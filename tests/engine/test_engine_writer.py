@@ -43,11 +43,6 @@ class Disk:
         return lambda: self.log.append("checkpoint")
 
 
-async def at_once(work: Callable[[], None]) -> None:
-    """A thread that takes no time: to a real one, the manual clock would not stand still."""
-    work()
-
-
 class Scene:
     def __init__(self) -> None:
         self.clock = ManualClock()
@@ -66,7 +61,6 @@ class Scene:
             clock=self.clock,
             stop=self.stop,
             emit=self.events.append,
-            in_thread=at_once,
         )
 
     def outcome(self, index: int) -> Outcome:

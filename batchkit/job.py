@@ -55,7 +55,7 @@ from batchkit.rules.tracing import Tracer, derive_trace_id
 from batchkit.settings import Credentials, RunSettings, Settings, choose_base_url
 from batchkit.simulator.process import EmbeddedSimulator
 from batchkit.source import InputIdentity, Source
-from batchkit.state import JobState, build_summary, load_for_run, read_state
+from batchkit.state import JobState, build_summary, load_for_run, read_state, reopen_failures
 from batchkit.store import JobPaths, Store
 from batchkit.version import __version__
 
@@ -167,16 +167,23 @@ async def open_address(
 
 
 def build_delivery(
-    endpoint: Endpoint, settings: Settings, job_id: str, stop: Stop, clock: Clock, monitor: Monitor
+    endpoint: Endpoint,
+    settings: Settings,
+    job_id: str,
+    stop: Stop,
+    clock: Clock,
+    monitor: Monitor,
+    *,
+    resumed: bool = False,
 ) -> tuple[Gate, Delivery]:
-    """What brings single requests to their outcomes, with the gate in front of it."""
+    """What brings single requests to their outcomes, with the gate in front of it; `resumed` after earlier runs."""
     gate = Gate(Pacer(settings.rpm, settings.tpm), clock, stop)
     delivery = Delivery(
         endpoint.attempt,
         gate=gate,
         policy=RetryPolicy(settings.max_attempts),
-        stop_rule=StopRule(settings.model),
-        tracer=Tracer(job_id, secrets.randbits(64)),
+        stop_rule=StopRule(settings.defaults.get("model")),
+        tracer=Tracer(job_id, secrets.randbits(64), resumed=resumed),
         stop=stop,
         clock=clock,
         jitter=random.random,
@@ -226,20 +233,25 @@ class JobRun:
         self._state = JobState()
         self._pipeline: Pipeline | None = None
         self._job_id = ""
+        self._resumed = False
         self._counted = anyio.Event()
 
     async def load(self) -> None:
         """Read what stands in the job's files, and refuse what does not belong to them."""
         settings = self._settings
         self._state = state = await self._clock.in_thread(
-            lambda: load_for_run(
-                self._store, self._identity, rescan=settings.rescan, retry_failed=settings.retry_failed
-            )
+            lambda: load_for_run(self._store, self._identity, rescan=settings.rescan)
         )
         if state.job_id is not None:
             self._refuse_other_settings(state.job_id, state.run)
             if not self._source.is_stdin and state.checksums is not None:
                 await self._refuse_other_input(state)
+            self._resumed = True
+        if settings.retry_failed:
+            # Only now: a run that is refused leaves everything as it was.
+            reopened = await self._clock.in_thread(lambda: reopen_failures(self._store, self._identity))
+            if reopened is not None:
+                self._state = state = reopened
         self._job_id = state.job_id or settings.job_id or new_job_id(self._header.started_at)
         state.job_id = self._job_id
         state.limit = settings.limit
@@ -299,7 +311,9 @@ class JobRun:
         )
         stop.told = self._tell_stop
         concurrency = affordable(settings.concurrency, monitor)
-        gate, delivery = build_delivery(endpoint, settings, self._job_id, stop, clock, monitor)
+        gate, delivery = build_delivery(
+            endpoint, settings, self._job_id, stop, clock, monitor, resumed=self._resumed
+        )
         writer = Writer(
             append=self._append,
             sync=self._store.sync,

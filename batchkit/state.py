@@ -24,7 +24,7 @@ from batchkit.rules.tally import Tally
 from batchkit.source import InputIdentity, Source
 from batchkit.store import JobPaths, Store, lock_holder, read_output
 
-__all__ = ["JobState", "build_summary", "load_for_run", "read_state"]
+__all__ = ["JobState", "build_summary", "load_for_run", "read_state", "reopen_failures"]
 
 
 @dataclass(slots=True)
@@ -121,17 +121,11 @@ class JobState:
         return True
 
 
-def load_for_run(store: Store, identity: InputIdentity, *, rescan: bool, retry_failed: bool) -> JobState:
+def load_for_run(store: Store, identity: InputIdentity, *, rescan: bool = False) -> JobState:
     """The state of a job that is about to run; mends the ends of its files.
 
     Raises JobDamaged where they cannot be believed. `store.notices` tells what was mended.
     """
-    if retry_failed:
-        moved = store.supersede_errors()
-        if moved is not None:
-            store.notices.append(
-                f"the failures so far were moved to {moved.name}; their requests are asked again"
-            )
     checkpoint = None if rescan else _usable(store, identity)
     if checkpoint is None:
         state = JobState(checksums=array("I"))
@@ -143,6 +137,15 @@ def load_for_run(store: Store, identity: InputIdentity, *, rescan: bool, retry_f
         state = JobState.of(checkpoint)
         state.fold(store.recover(checkpoint.results_bytes, checkpoint.errors_bytes))
     return state
+
+
+def reopen_failures(store: Store, identity: InputIdentity) -> JobState | None:
+    """The state after the job's failures were set aside, so that their requests are open again; None if there are none."""
+    moved = store.supersede_errors()
+    if moved is None:
+        return None
+    store.notices.append(f"the failures so far were moved to {moved.name}; their requests are asked again")
+    return load_for_run(store, identity)
 
 
 def _usable(store: Store, identity: InputIdentity) -> Checkpoint | None:

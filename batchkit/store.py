@@ -29,6 +29,7 @@ __all__ = ["Disk", "JobPaths", "Store", "lock_holder", "read_output"]
 
 _PRIVATE: Final = 0o600
 _PIECE: Final = 1 << 20
+_LOCK_TRIES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +378,7 @@ def lock_holder(paths: JobPaths) -> int | None:
 
 def _lock(path: Path) -> int:
     """Hold the lock file. It is removed when the lock is given up, so what was locked must still be what stands there."""
+    tries = 0
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
         try:
@@ -384,6 +386,11 @@ def _lock(path: Path) -> int:
         except OSError as error:
             holder = _holder(descriptor)
             os.close(descriptor)
+            tries += 1
+            if tries < _LOCK_TRIES:
+                # Whoever asks for a job's status has the lock for a moment.
+                time.sleep(0.02)
+                continue
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise JobLocked(

@@ -13,7 +13,7 @@ from batchkit.formats.results import OutputLine, encode
 from batchkit.records import Failure, FailureKind, Line, Outcome, Reply, RunHeader, Usage
 from batchkit.rules.pricing import PriceList
 from batchkit.source import InputIdentity
-from batchkit.state import JobState, build_summary, load_for_run, read_state
+from batchkit.state import JobState, build_summary, load_for_run, read_state, reopen_failures
 from batchkit.store import JobPaths, Store
 
 INPUT = InputIdentity("/in.jsonl", 1000, 5)
@@ -58,6 +58,11 @@ def output(tmp_path):
     return tmp_path / "results.jsonl"
 
 
+def load_from(store, identity, *, rescan=False, retry_failed=False):
+    state = load_for_run(store, identity, rescan=rescan)
+    return (reopen_failures(store, identity) if retry_failed else None) or state
+
+
 class Job:
     """Runs that append, as the program does: a header in each run's first line of each file."""
 
@@ -68,7 +73,7 @@ class Job:
 
     def begin(self, *, retry_failed=False):
         self.store = Store.open(self.output)
-        self.state = load_for_run(self.store, INPUT, rescan=False, retry_failed=retry_failed)
+        self.state = load_from(self.store, INPUT, retry_failed=retry_failed)
         self.clock += 10
         self.run = header(self.clock)
         self.state.tally.begin_run(self.run)
@@ -113,7 +118,7 @@ class Job:
 def load(output, *, identity=INPUT, rescan=False, retry_failed=False):
     store = Store.open(output)
     try:
-        return load_for_run(store, identity, rescan=rescan, retry_failed=retry_failed), store.notices
+        return load_from(store, identity, rescan=rescan, retry_failed=retry_failed), store.notices
     finally:
         store.close()
 

@@ -69,7 +69,8 @@ def parse_record(
             custom_id = own_id
         body = _body_of(record)
         for name, value in defaults.items():
-            body.setdefault(name, value)
+            if name not in body or (name == "model" and body[name] is None):
+                body[name] = value
         _check_body(body)
         portkey = record.get("portkey")
         return Request(

@@ -29,9 +29,11 @@ class Tracer:
     runs by chance (a job of ten million attempts collides with probability 10⁻¹²).
     """
 
-    def __init__(self, job_id: str, nonce: int) -> None:
+    def __init__(self, job_id: str, nonce: int, *, resumed: bool = False) -> None:
+        """`resumed` says that earlier runs may have used the records' own span ids."""
         self._job_id = job_id
         self._next = nonce & _MASK
+        self._own_spans = not resumed
 
     def trace_id(self, request: Request) -> str:
         """The record's own trace id, or the derived one."""
@@ -42,15 +44,15 @@ class Tracer:
     def attempt(self, request: Request, trace_id: str, attempt: int) -> Trace:
         """The ids for the `attempt`-th try (from 1).
 
-        A record's own span id names its first attempt; later ones become children of it, so that no two attempts share a
-        span.
+        A record's own span id names its first attempt in the job's first run; all others become children of it, so that no
+        two attempts share a span.
         """
         own = request.portkey
         if own is None:
             return Trace(trace_id, self._span_id())
         if own.span_id is None:
             return Trace(trace_id, self._span_id(), own.parent_span_id)
-        if attempt == 1:
+        if attempt == 1 and self._own_spans:
             return Trace(trace_id, own.span_id, own.parent_span_id)
         return Trace(trace_id, self._span_id(), own.span_id)
 

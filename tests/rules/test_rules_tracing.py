@@ -49,3 +49,9 @@ def test_a_records_own_span_names_its_first_attempt_and_is_the_parent_of_the_oth
 
 def test_a_records_own_parent_is_kept_without_a_span():
     assert Tracer("job", 5).attempt(request(parent_span_id="p"), "t", 2).parent_span_id == "p"
+
+
+def test_in_a_run_that_goes_on_a_records_own_span_is_the_parent_since_it_may_have_been_used():
+    trace = Tracer("job", 5, resumed=True).attempt(request(span_id="s"), "t", 1)
+    assert trace.span_id != "s"
+    assert trace.parent_span_id == "s"

@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## run the samples' job on the embedded simulator and show i
 	@echo "The answers are in demo/results.jsonl, one line each."
 
 test: $(INSTALLED)  ## pass the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 format: $(INSTALLED)  ## format the code in place (CI only looks)
 	$(BIN)/ruff format $(if $(CI),--check) .

@@ -4,16 +4,19 @@
     endpoint = ScriptedEndpoint({"a": [failure("server_error"), reply()]}, clock=clock, latency_s=2.0)
 
 Both keep the contract of the real ones: `engine.gate.Clock`, and `endpoint.Endpoint.attempt`, which reports what goes
-wrong as a value and raises nothing.
+wrong as a value and raises nothing. `FaultyDisk` keeps real files, and fails or dies when it is told to.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
+from pathlib import Path
+from random import Random
 from typing import TypeVar
 
 import anyio
@@ -21,8 +24,9 @@ import orjson
 
 from batchkit.engine.gate import Clock
 from batchkit.records import Answer, Failure, FailureKind, Reply, Request, Trace, Usage
+from batchkit.store import Disk
 
-__all__ = ["ManualClock", "ScriptedEndpoint", "failure", "reply"]
+__all__ = ["Crash", "FaultyDisk", "ManualClock", "ScriptedEndpoint", "failure", "reply"]
 
 _IDLE_TURNS = 20
 
@@ -121,6 +125,106 @@ class ScriptedEndpoint:
         asked = self._asked[request.custom_id]
         self._asked[request.custom_id] += 1
         return answers[min(asked, len(answers) - 1)]
+
+
+class Crash(BaseException):
+    """The process is killed here. No `except Exception` notices, and a `FaultyDisk` does nothing any more."""
+
+
+class FaultyDisk(Disk):
+    """Real files, on a disk that can fail, and that can forget what was not synced.
+
+    `fault` is asked before each thing is done, with its name (`open`, `write`, `sync`, `truncate`, `rename`, `remove`,
+    `sync_folder`) and its number from 0; it may raise an OSError, or `Crash`, after which nothing is done at all. For a
+    `write` it may also return how many of the bytes are written before that many are reported (a short write), or, as a
+    negative number, before `Crash` is raised.
+    """
+
+    def __init__(self, fault: Callable[[str, int], int | None] = lambda _what, _number: None) -> None:
+        self.fault = fault
+        self.steps = 0
+        """How many things were asked of it."""
+        self.dead = False
+        self._synced: dict[int, int] = {}
+        self._names_undone: list[Callable[[], object]] = []
+
+    def open(self, path: Path, flags: int) -> int:
+        self._step("open")
+        if not path.exists():
+            self._names_undone.append(lambda: path.unlink(missing_ok=True))
+        descriptor = super().open(path, flags)
+        status = os.fstat(descriptor)
+        # What an earlier process left in a file has long been on the disk.
+        self._synced.setdefault(status.st_ino, 0 if flags & os.O_TRUNC else status.st_size)
+        return descriptor
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        some = self._step("write")
+        if some is None:
+            return super().write(descriptor, data)
+        if some >= 0:
+            return super().write(descriptor, data[: max(1, some)])
+        super().write(descriptor, data[: -some % len(data)])
+        self.dead = True
+        raise Crash
+
+    def sync(self, descriptor: int) -> None:
+        self._step("sync")
+        status = os.fstat(descriptor)
+        self._synced[status.st_ino] = status.st_size
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        self._step("truncate")
+        super().truncate(descriptor, size)
+        inode = os.fstat(descriptor).st_ino
+        self._synced[inode] = min(self._synced.get(inode, 0), size)
+
+    def rename(self, path: Path, target: Path) -> None:
+        self._step("rename")
+        before = target.read_bytes() if target.exists() else None
+
+        def undo() -> None:
+            target.rename(path)
+            if before is not None:
+                target.write_bytes(before)
+
+        super().rename(path, target)
+        self._names_undone.append(undo)
+
+    def remove(self, path: Path) -> None:
+        self._step("remove")
+        if path.exists():
+            before = path.read_bytes()
+            self._names_undone.append(lambda: path.write_bytes(before))
+        super().remove(path)
+
+    def sync_folder(self, folder: Path) -> None:  # noqa: ARG002 - there is one
+        self._step("sync_folder")
+        self._names_undone.clear()
+
+    def lose_power(self, folder: Path, random: Random) -> None:
+        """Forget what was not synced: the last of the names, and of each file's end a random part, or leave zeros there."""
+        for _ in range(random.randint(0, len(self._names_undone))):
+            self._names_undone.pop()()
+        for path in sorted(folder.iterdir()):
+            status = path.stat()
+            synced = self._synced.get(status.st_ino, status.st_size)
+            if synced < status.st_size:
+                kept = random.randint(synced, status.st_size)
+                os.truncate(path, kept)
+                if random.random() < 0.3:
+                    os.truncate(path, random.randint(kept, status.st_size))
+
+    def _step(self, what: str) -> int | None:
+        if self.dead:
+            raise Crash
+        number = self.steps
+        self.steps += 1
+        try:
+            return self.fault(what, number)
+        except Crash:
+            self.dead = True
+            raise
 
 
 def reply(

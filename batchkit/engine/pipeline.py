@@ -125,8 +125,9 @@ class Pipeline:
             raise self._broke from None
 
     def _begin(self, group: TaskGroup) -> None:
-        self._workers += 1
-        group.start_soon(self._work, group)
+        if self._workers < self._concurrency:
+            self._workers += 1
+            group.start_soon(self._work, group)
 
     async def _open_later(self, group: TaskGroup) -> None:
         """Let everyone work, if the endpoint takes its time with its first answer."""
@@ -141,7 +142,7 @@ class Pipeline:
     async def _work(self, group: TaskGroup) -> None:
         try:
             while (line := await self._next()) is not None:
-                if self._open and self._workers < self._concurrency:
+                if self._open:
                     self._begin(group)
                 outcome = await self._outcome(line)
                 if outcome is None:

@@ -104,6 +104,12 @@ async def test_a_slow_first_answer_holds_the_others_back_for_two_seconds_at_most
     assert sorted(scene.indexes) == list(range(50))
 
 
+async def test_a_slow_first_answer_lets_no_second_request_past_a_concurrency_of_one():
+    scene = Scene(3, concurrency=1, latency_s=60.0)
+    await scene.pipeline.run()
+    assert scene.most_in_flight == 1
+
+
 async def test_the_reader_is_at_most_one_batch_ahead_of_the_workers():
     scene = Scene(10_000, concurrency=4, batch=10)
     ahead = 0

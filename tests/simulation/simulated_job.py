@@ -1,0 +1,368 @@
+"""One job, from its first line to its last, in a world made of a seed.
+
+The clock is virtual, the endpoint bills, the disk forgets what was not synced, and the process dies at random steps: in the
+middle of a write, between a write and a sync, while attempts are in flight, with the power or without. It is started again
+until the job is done. The engine, the store and the job are the real ones. Then the promises are checked:
+
+1. every index of the input stands in exactly one line;
+2. the totals are those of an independent fold over the lines;
+3. answers that were billed again are at most those that were in flight at a crash, and those that a loss of power took,
+   none of which is older than the sync interval;
+4. no more was held in memory than the concurrency allows.
+
+    python tests/simulation/simulated_job.py 0 1000000      checks a million seeds on all cores
+    python tests/simulation/simulated_job.py 4711           checks one, and tells what happened in it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from errno import EIO, ENOSPC
+from pathlib import Path
+from random import Random, seed as seed_all
+from typing import Any
+
+from batchkit.engine.monitor import Monitor
+from batchkit.engine.stop import Stop
+from batchkit.engine.writer import SYNC_INTERVAL_S
+from batchkit.errors import BatchkitError, Interrupted, JobDamaged
+from batchkit.formats.completions import endpoint_address
+from batchkit.job import JobRun
+from batchkit.records import Answer, FailureKind, Request, Trace, Usage
+from batchkit.settings import Settings
+from batchkit.source import Source
+from batchkit.store import Store
+from batchkit.testing import Crash, FaultyDisk, ManualClock, failure, reply
+
+ADDRESS = endpoint_address("http://127.0.0.1:1/v1", version="0", timeout=60)
+MOST_CRASHES = 8
+EPOCH = 1_763_820_000.0
+
+
+@dataclass
+class World:
+    """What outlives a process: the provider's books, the disk's folder, the clock on the wall."""
+
+    seed: int
+    folder: Path
+    random: Random = field(init=False)
+    requests: int = 0
+    concurrency: int = 1
+    billed: Counter[int] = field(default_factory=Counter)
+    in_flight: Counter[int] = field(default_factory=Counter)
+    most_in_flight: int = 0
+    wall: float = EPOCH
+    forgiven: int = 0
+    """Billed answers that promise 3 allows to be billed again."""
+    crashes: int = 0
+    was_full: bool = False
+    """Whether lines were held in memory in this process, which makes them older than their being written."""
+    told: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = Random(self.seed)
+        # The jitter of the waits is the one chance that the engine takes from elsewhere.
+        seed_all(self.seed)
+        self.requests = self.random.randint(0, 30)
+        self.concurrency = self.random.randint(1, 8)
+        self.input = self.folder / "in.jsonl"
+        self.output = self.folder / "out" / "results.jsonl"
+        self.output.parent.mkdir()
+        self.indexes: list[int] = []
+        lines = []
+        for _ in range(self.requests):
+            while self.random.random() < 0.1:
+                lines.append("")
+            self.indexes.append(len(lines))
+            good = {"messages": [{"role": "user", "content": f"{len(lines)}"}], "model": "m"}
+            lines.append("broken" if self.random.random() < 0.05 else json.dumps(good))
+        self.input.write_text("\n".join(lines) + ("\n" if self.random.random() < 0.5 else ""))
+
+    def tell(self, what: str) -> None:
+        self.told.append(f"{self.wall - EPOCH:9.2f} s  {what}")
+
+
+class BillingEndpoint:
+    """Answers after a while, well or badly, and bills from the moment it begins a good answer."""
+
+    def __init__(self, world: World, clock: ManualClock, crash_at: int | None) -> None:
+        self._world = world
+        self._clock = clock
+        self._crash_at = crash_at
+        self._attempts = 0
+
+    async def attempt(self, request: Request, trace: Trace) -> Answer:
+        world, random = self._world, self._world.random
+        self._attempts += 1
+        drawn, latency = random.random(), random.lognormvariate(0, 1)
+        answer: Answer = reply(f"answer {request.index}", model="m", usage=Usage(7, 3, 10))
+        for share, kind in (
+            (0.08, FailureKind.SERVER_ERROR),
+            (0.05, FailureKind.RATE_LIMITED),
+            (0.04, FailureKind.CONNECTION_ERROR),
+            (0.04, FailureKind.INVALID_REQUEST),
+        ):
+            if drawn < share:
+                answer = failure(
+                    kind,
+                    code=f"{kind.value}_{request.index}",
+                    status=400 if kind == "invalid_request" else None,
+                )
+                break
+            drawn -= share
+        good = not isinstance(answer, type(failure(FailureKind.TIMEOUT)))
+        world.in_flight[request.index] += 1
+        world.most_in_flight = max(world.most_in_flight, world.in_flight.total())
+        world.billed[request.index] += good
+        try:
+            await self._clock.sleep(latency)
+        except asyncio.CancelledError:
+            # The process died elsewhere, or left at a second signal.
+            world.in_flight[request.index] -= 1
+            world.forgiven += 1
+            raise
+        if self._crash_at is not None and self._attempts >= self._crash_at:
+            raise Crash
+        world.in_flight[request.index] -= 1
+        return answer
+
+
+def lines_of(world: World) -> list[dict[str, Any]]:
+    """The lines of both output files that are whole, read without batchkit."""
+    found = []
+    for name in ("results.jsonl", "results.errors.jsonl"):
+        path = world.output.with_name(name)
+        for raw in (path.read_bytes() if path.exists() else b"").split(b"\n")[:-1]:
+            with suppress(ValueError):
+                found.append(json.loads(raw))
+    return found
+
+
+def results_of(world: World) -> dict[int, float]:
+    """Index and time of each result on the disk."""
+    lines = (line for line in lines_of(world) if line["error"] is None)
+    return {line["batchkit"]["index"]: line["batchkit"]["finished_at"] for line in lines}
+
+
+async def run_once(
+    world: World, clock: ManualClock, disk: FaultyDisk, *, crash_at: int | None, retry_failed: bool
+) -> dict[str, Any]:
+    random = world.random
+    settings = Settings(
+        concurrency=world.concurrency,
+        job_id=f"seed-{world.seed}",
+        progress="off",
+        retry_failed=retry_failed,
+        max_attempts=3,
+    )
+    stop = Stop()
+    source = Source(str(world.input), in_thread=clock.in_thread)
+    store = Store.open(world.output, disk=disk)
+    try:
+        job = JobRun(store, source, source.identify(), settings, ADDRESS, Monitor((), clock), clock, stop)
+        await job.load()
+        for notice in store.notices:
+            world.tell(notice)
+
+        async def signal() -> None:
+            await clock.sleep(random.expovariate(0.1))
+            (stop.request if random.random() < 0.7 else stop.abandon)(Interrupted(15, "signal"))
+
+        signalled = (
+            asyncio.ensure_future(signal())
+            if crash_at is None and world.crashes < MOST_CRASHES and random.random() < 0.3
+            else None
+        )
+        try:
+            return await job.work(BillingEndpoint(world, clock, crash_at))  # type: ignore[arg-type]
+        finally:
+            if signalled is not None:
+                signalled.cancel()
+    finally:
+        store.close()
+
+
+def faults(world: World, crash_at: int | None) -> Any:
+    random = world.random
+    moody = random.random() < 0.3 and world.crashes < MOST_CRASHES
+
+    def fault(what: str, number: int) -> int | None:
+        if number == crash_at:
+            world.tell(f"killed at its {number}th {what}")
+            if what == "write":
+                return -random.randrange(1, 10_000)
+            raise Crash
+        if what == "write" and random.random() < 0.05:
+            return random.randrange(1, 200)
+        if moody and what == "write" and random.random() < 0.05:
+            world.was_full = True
+            raise OSError(ENOSPC, "No space left on device")
+        if moody and what == "sync" and random.random() < 0.02:
+            raise OSError(EIO, "Input/output error")
+        return None
+
+    return fault
+
+
+def crash(world: World, disk: FaultyDisk) -> None:
+    """What a process that died leaves behind, with the power on or off."""
+    random = world.random
+    world.crashes += 1
+    before = results_of(world)
+    if random.random() < 0.5:
+        disk.lose_power(world.output.parent, random)
+        after = results_of(world)
+        lost = [at for index, at in before.items() if index not in after]
+        world.tell(f"lost its power and {len(lost)} results")
+        for at in lost:
+            age = world.wall - at
+            assert world.was_full or age <= SYNC_INTERVAL_S + 1e-6, (
+                f"a result {age:.3f} s old was lost with the power"
+            )
+        world.forgiven += len(lost)
+    # One torn line, and all that was in flight.
+    world.forgiven += 1 + world.in_flight.total()
+    world.in_flight.clear()
+    checkpoint = world.output.with_name("results.checkpoint.json")
+    if checkpoint.exists() and random.random() < 0.2:
+        if random.random() < 0.5:
+            checkpoint.unlink()
+        else:
+            checkpoint.write_bytes(checkpoint.read_bytes()[: random.randrange(100)])
+
+
+def run_process(world: World, *, retry_failed: bool) -> dict[str, Any] | None:
+    """One start of the program: its summary, or None where it died."""
+    random = world.random
+    dies = world.crashes < MOST_CRASHES and random.random() < 0.7
+    at_step = int(random.expovariate(1 / 30)) if dies and random.random() < 0.7 else None
+    at_attempt = int(random.expovariate(1 / 15)) if dies and at_step is None else None
+    clock = ManualClock(world.wall)
+    world.was_full = False
+    disk = FaultyDisk(faults(world, at_step))
+    try:
+        return asyncio.run(run_once(world, clock, disk, crash_at=at_attempt, retry_failed=retry_failed))
+    except (Crash, BaseExceptionGroup) as error:
+        if isinstance(error, BaseExceptionGroup) and error.split(Crash)[1] is not None:
+            raise
+        disk.dead = True
+        world.wall = clock.time()
+        crash(world, disk)
+        return None
+    except JobDamaged:
+        raise
+    except BatchkitError as error:
+        world.tell(f"stopped: {type(error).__name__}: {error}")
+        # A failed sync, or a second signal: what was in flight is gone.
+        world.forgiven += world.in_flight.total() + world.concurrency
+        world.in_flight.clear()
+        return None
+    finally:
+        world.wall = clock.time() + random.expovariate(1)
+
+
+def check(seed: int) -> World:
+    """Live through one seed. Raises AssertionError where a promise is broken."""
+    folder = Path(tempfile.mkdtemp(prefix="batchkit-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    world = World(seed, folder)
+    try:
+        retry = world.random.random() < 0.3
+        summary = None
+        for _ in range(100):
+            summary = run_process(world, retry_failed=False)
+            if summary is not None:
+                break
+        assert summary is not None, "the job is never done"
+        verify(world, summary)
+        if retry and summary["requests"]["failed"]:
+            world.tell("its failures are asked again")
+            again = run_process(world, retry_failed=True)
+            for _ in range(100):
+                if again is not None:
+                    break
+                again = run_process(world, retry_failed=False)
+            assert again is not None
+            verify(world, again)
+    except BaseException:
+        print(f"seed {seed}:", *world.told, sep="\n  ", file=sys.stderr)
+        raise
+    finally:
+        shutil.rmtree(folder)
+    return world
+
+
+def verify(world: World, summary: dict[str, Any]) -> None:
+    lines = lines_of(world)
+    indexes = sorted(line["batchkit"]["index"] for line in lines)
+    assert indexes == world.indexes, f"indexes {indexes}, not {world.indexes}"
+
+    results = [line for line in lines if line["error"] is None]
+    superseded = [
+        json.loads(raw)
+        for path in world.output.parent.glob("results.errors.[0-9]*.jsonl")
+        for raw in path.read_bytes().splitlines()
+    ]
+    requests = summary["requests"]
+    assert (requests["total"], requests["succeeded"], requests["failed"], requests["pending"]) == (
+        len(world.indexes),
+        len(results),
+        len(lines) - len(results),
+        0,
+    )
+    assert summary["attempts"]["total"] == sum(line["batchkit"]["attempts"] for line in lines + superseded)
+    usage = Counter[str]()
+    for line in results:
+        usage.update(
+            line["response"]["body"]["usage"] | {"prompt_tokens_details": 0, "completion_tokens_details": 0}
+        )
+    assert {
+        name: summary["usage"][name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+    } == {name: usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    reasons = Counter[str]()
+    for line in lines + superseded:
+        reasons.update(line["batchkit"].get("retries", {}))
+    assert summary["attempts"]["by_reason"] == dict(reasons)
+
+    twice = sum(world.billed.values()) - len(results)
+    assert 0 <= twice <= world.forgiven, f"{twice} answers were billed again, {world.forgiven} may be"
+    assert world.most_in_flight <= world.concurrency, "more in flight than the concurrency allows"
+
+
+def check_many(seeds: range) -> tuple[int, int, int]:
+    crashes = twice = 0
+    for seed in seeds:
+        world = check(seed)
+        crashes += world.crashes
+        twice += sum(world.billed.values()) - len(set(world.billed))
+    return len(seeds), crashes, twice
+
+
+def main() -> None:
+    if len(sys.argv) == 2:
+        print(*check(int(sys.argv[1])).told, sep="\n")
+        return
+    first, last = int(sys.argv[1]), int(sys.argv[2])
+    pieces = [range(start, min(start + 200, last)) for start in range(first, last, 200)]
+    began = time.monotonic()
+    seeds = crashes = twice = 0
+    with multiprocessing.Pool() as pool:
+        for done in pool.imap_unordered(check_many, pieces):
+            seeds, crashes, twice = seeds + done[0], crashes + done[1], twice + done[2]
+            print(f"\r{seeds:,} seeds, {crashes:,} crashes: 0 lost, 0 doubled", end="", file=sys.stderr)
+    print(
+        f"\n{seeds:,} seeds, {crashes:,} crashes: 0 answers lost, 0 doubled, {twice:,} billed again, all of them in flight or "
+        f"unsynced at a crash; {seeds / (time.monotonic() - began):,.0f} seeds/s"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -51,7 +51,7 @@ from batchkit.rules.pacing import Pacer
 from batchkit.rules.pricing import PriceList, cost_of
 from batchkit.rules.retry import RetryPolicy
 from batchkit.rules.stopping import StopRule
-from batchkit.rules.tracing import Tracer, derive_trace_id
+from batchkit.rules.tracing import Tracer
 from batchkit.settings import Credentials, RunSettings, Settings, choose_base_url
 from batchkit.simulator.process import EmbeddedSimulator
 from batchkit.source import InputIdentity, Source
@@ -373,34 +373,34 @@ class JobRun:
         return self._close(stop.cause if broke is None else broke, writer_failed=broke is not None)
 
     def _written_by(self, writer: Writer) -> Callable[[Outcome], None]:
-        tally, stop, settings = self._state.tally, self._stop, self._settings
-        if settings.max_failures is None:
+        if self._settings.max_failures is None:
             return writer.write
 
         def write(outcome: Outcome) -> None:
             writer.write(outcome)
-            if outcome.succeeded:
-                return
-            # A share is one of the whole job; while that is not counted, of what has ended, once that is a hundred.
-            requests = self._state.to_do or max(100, tally.succeeded + tally.failed)
-            if tally.failed >= settings.failures_allowed(requests):
-                stop.request(
-                    TooManyFailures(
-                        f"{tally.failed:,} requests have failed, as many as --max-failures {settings.max_failures} allows",
-                        code="max_failures",
-                    )
-                )
+            if not outcome.succeeded:
+                self._stop_at_most_failures()
 
         return write
+
+    def _stop_at_most_failures(self) -> None:
+        tally, settings = self._state.tally, self._settings
+        # A share is one of the whole job; while that is not counted, of what has ended, once that is a hundred.
+        requests = self._state.to_do or max(100, tally.succeeded + tally.failed)
+        if tally.failed and tally.failed >= settings.failures_allowed(requests):
+            self._stop.request(
+                TooManyFailures(
+                    f"{tally.failed:,} requests have failed, as many as --max-failures {settings.max_failures} allows",
+                    code="max_failures",
+                )
+            )
 
     def _append(self, outcome: Outcome) -> None:
         header = None
         if outcome.succeeded not in self._headed:
             self._headed.add(outcome.succeeded)
             header = self._header
-        self._store.append(
-            OutputLine(outcome, self._job_id, header), derive_trace_id(self._job_id, outcome.index)
-        )
+        self._store.append(OutputLine(outcome, self._job_id, header))
 
     def _parse(self, line: Line) -> Request | BadLine:
         return parse_line(line, self._header.defaults)
@@ -442,6 +442,8 @@ class JobRun:
         state = self._state
         if state.total is None and self._identity.size is not None:
             state.total = await self._source.count()
+            # What was a share of little may be one of all.
+            self._stop_at_most_failures()
         self._counted.set()
 
     async def _read_prices(self) -> None:

@@ -201,10 +201,10 @@ class Store:
             raise _unwritable(target, error) from error
         return target
 
-    def append(self, line: OutputLine, line_id: str) -> None:
+    def append(self, line: OutputLine) -> None:
         """Write one line. Raises OutputUnwritable, leaving the file as it was before, where it cannot be written."""
         log = self._results if line.outcome.succeeded else self._errors
-        log.append(encode(line, line_id))
+        log.append(encode(line))
 
     def sync(self) -> None:
         """Wait until the disk has all that was appended. Raises OutputUnwritable; then nothing may be appended any more."""

@@ -84,7 +84,7 @@ class Job:
         self.clock += 1
         written = line(index, answer, at=self.clock, run=None if answer.status in self.headed else self.run)
         self.headed.add(answer.status)
-        self.store.append(written, str(index))
+        self.store.append(written)
         assert self.state.done.add(index)
         self.state.tally.add(written.outcome)
 
@@ -246,7 +246,7 @@ def test_an_edited_line_is_refused_with_its_number(output):
 
 def test_a_line_over_the_cap_that_failed_is_unchanged_when_it_is_still_too_long(output):
     too_long = Outcome(0, "line-0", Failure(FailureKind.BAD_LINE, "c", "m"), "t", 0, 0.0, 1.0)
-    JobPaths(output).errors.write_bytes(encode(OutputLine(too_long, "job"), "0"))
+    JobPaths(output).errors.write_bytes(encode(OutputLine(too_long, "job")))
     state, _ = load(output)
     assert state.is_unchanged(Line(0, 0, None))
 
@@ -254,10 +254,10 @@ def test_a_line_over_the_cap_that_failed_is_unchanged_when_it_is_still_too_long(
 @pytest.mark.parametrize("second", [REPLY, FAILED])
 def test_an_index_that_stands_twice_is_refused(output, second):
     paths = JobPaths(output)
-    paths.results.write_bytes(encode(line(0), "0") + encode(line(4), "4"))
+    paths.results.write_bytes(encode(line(0)) + encode(line(4)))
     log = paths.results if second is REPLY else paths.errors
     with log.open("ab") as stream:
-        stream.write(encode(line(4, second), "4"))
+        stream.write(encode(line(4, second)))
     with pytest.raises(JobDamaged, match="two lines for request 4"):
         load(output)
     with pytest.raises(JobDamaged, match="two lines for request 4"):
@@ -267,9 +267,9 @@ def test_an_index_that_stands_twice_is_refused(output, second):
 @pytest.mark.parametrize("answer", [REPLY, FAILED])
 def test_two_jobs_in_one_output_are_refused(output, answer):
     paths = JobPaths(output)
-    paths.results.write_bytes(encode(line(0, job="one"), "0"))
+    paths.results.write_bytes(encode(line(0, job="one")))
     with (paths.results if answer is REPLY else paths.errors).open("ab") as stream:
-        stream.write(encode(line(1, answer, job="two"), "1"))
+        stream.write(encode(line(1, answer, job="two")))
     with pytest.raises(JobDamaged, match="mixes the jobs 'one' and 'two'"):
         load(output)
 
@@ -297,17 +297,15 @@ def test_a_checkpoint_from_before_the_failures_moved_is_left_aside(output):
     job.end()
     load(output, retry_failed=True)
     JobPaths(output).checkpoint.write_bytes(kept)
-    JobPaths(output).errors.write_bytes(encode(line(5, FAILED), "5"))
+    JobPaths(output).errors.write_bytes(encode(line(5, FAILED)))
     state = read_state(output)
     assert list(state.done.intervals()) == [(5, 6)]
 
 
 def test_the_latest_run_is_the_one_a_job_goes_on_from(output):
     paths = JobPaths(output)
-    paths.results.write_bytes(
-        encode(line(0, run=header(900.0)), "0") + encode(line(1, run=header(950.0)), "1")
-    )
-    paths.errors.write_bytes(encode(line(2, FAILED, run=header(920.0)), "2"))
+    paths.results.write_bytes(encode(line(0, run=header(900.0))) + encode(line(1, run=header(950.0))))
+    paths.errors.write_bytes(encode(line(2, FAILED, run=header(920.0))))
     assert load(output)[0].run == header(950.0)
 
 
@@ -340,7 +338,7 @@ def test_without_a_checkpoint_the_input_is_counted_if_it_is_still_there(output, 
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"{}\n\n{}\n{}\n")
     run = RunHeader(900.0, "http://x/v1", {}, str(path), path.stat().st_size)
-    output.write_bytes(encode(line(0, run=run), "0"))
+    output.write_bytes(encode(line(0, run=run)))
     assert read_state(output).total == 3
     path.write_bytes(b"{}\n")
     assert read_state(output).total is None

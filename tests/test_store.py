@@ -25,7 +25,7 @@ def line(index, answer=REPLY):
 
 
 def text(index, answer=REPLY):
-    return encode(line(index, answer), f"{index}")
+    return encode(line(index, answer))
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def test_the_files_are_named_as_promised(output):
 
 
 def test_results_and_failures_go_to_their_files_one_line_each(store, output):
-    store.append(line(0), "0")
-    store.append(line(1, FAILED), "1")
+    store.append(line(0))
+    store.append(line(1, FAILED))
     assert store.dirty
     store.sync()
     assert not store.dirty
@@ -92,7 +92,7 @@ def test_results_and_failures_go_to_their_files_one_line_each(store, output):
 
 
 def test_no_one_else_may_read_any_of_the_files(store, output):
-    store.append(line(0), "0")
+    store.append(line(0))
     store.replace(store.paths.summary, b"{}")
     with output.open("ab") as stream:
         stream.write(b"torn")
@@ -197,8 +197,8 @@ def test_reading_leaves_out_what_is_being_written(output):
 
 def fill(output):
     store = Store.open(output)
-    store.append(line(0), "0")
-    store.append(line(1, FAILED), "1")
+    store.append(line(0))
+    store.append(line(1, FAILED))
     store.replace(store.paths.checkpoint, b"{}")
     store.close()
 
@@ -226,7 +226,7 @@ def test_superseded_failures_move_to_the_next_number_and_take_the_checkpoint_wit
     assert store.supersede_errors() == output.with_name("results.errors.1.jsonl")
     assert store.read_checkpoint() is None
     assert store.supersede_errors() is None
-    store.append(line(2, FAILED), "2")
+    store.append(line(2, FAILED))
     assert store.supersede_errors() == output.with_name("results.errors.2.jsonl")
     assert store.paths.superseded() == [output.with_name(f"results.errors.{n}.jsonl") for n in (1, 2)]
     assert [path.read_bytes() for path in store.paths.superseded()] == [text(1, FAILED), text(2, FAILED)]
@@ -354,7 +354,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 written = 0
 try:
     while True:
-        store.append(line(written), str(written))
+        store.append(line(written))
         written += 1
 except OutputUnwritable as error:
     print(written, store.sizes[0], error)

@@ -3,8 +3,8 @@ r"""Outcomes to output lines, and back.
 A line is OpenAI Batch output with one object more:
 
     {"id":"batch_req_…","custom_id":"a","response":{"status_code":200,"request_id":"…","body":{…}},"error":null,
-     "batchkit":{"index":0,"job_id":"…","trace_id":"…","attempts":1,"latency_s":0.81,"finished_at":1763820000.1,
-                 "input_crc32":"…","crc32":"1f2e3d4c"}}
+     "batchkit":{"index":0,"input_crc32":"…","job_id":"…","trace_id":"…","attempts":1,"latency_s":0.81,
+                 "finished_at":1763820000.1,"crc32":"1f2e3d4c"}}
 
 - `crc32` is the last value of the line and covers every byte before the comma in front of it, so a line is checked by
   comparing its bytes, without reading any JSON.
@@ -19,6 +19,8 @@ A line is OpenAI Batch output with one object more:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Final
 from zlib import crc32
 
@@ -57,18 +59,18 @@ class OutputLine:
     run: RunHeader | None = None
 
 
-def encode(line: OutputLine, line_id: str) -> bytes:
-    r"""The line's bytes, with the newline. `line_id` is unique in the job; it becomes `batch_req_<line_id>`."""
+def encode(line: OutputLine) -> bytes:
+    """The line's bytes, with the newline. Its id, unique among jobs, is made of the job's id and the index."""
     outcome = line.outcome
     answer = outcome.answer
     meta: dict[str, Any] = {
         "index": outcome.index,
+        "input_crc32": f"{outcome.input_crc32:08x}",
         "job_id": line.job_id,
         "trace_id": outcome.trace_id,
         "attempts": outcome.attempts,
         "latency_s": outcome.latency_s,
         "finished_at": outcome.finished_at,
-        "input_crc32": f"{outcome.input_crc32:08x}",
     }
     if outcome.retries:
         meta["retries"] = outcome.retries
@@ -94,14 +96,20 @@ def encode(line: OutputLine, line_id: str) -> bytes:
             orjson.dumps(answer.request_id),
             b"null" if answer.body is None else answer.body,
         )
-    covered = b'{"id":"batch_req_%b","custom_id":%b,"response":%b,"error":%b,"batchkit":%b' % (
-        line_id.encode(),
+    covered = b'{"id":"batch_req_%b%016x","custom_id":%b,"response":%b,"error":%b,"batchkit":%b' % (
+        _job_digest(line.job_id),
+        outcome.index,
         orjson.dumps(outcome.custom_id),
         response,
         error,
         orjson.dumps(meta)[:-1],
     )
     return b'%b,"crc32":"%08x"}}\n' % (covered, crc32(covered))
+
+
+@lru_cache(maxsize=8)
+def _job_digest(job_id: str) -> bytes:
+    return blake2b(job_id.encode(), digest_size=8).hexdigest().encode()
 
 
 def is_whole(line: bytes) -> bool:

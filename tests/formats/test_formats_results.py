@@ -139,7 +139,7 @@ LINE = OutputLine(OUTCOME, "job-1", RunHeader(1763820000.0, "http://x/v1", {"mod
 
 @given(lines)
 def test_what_was_written_is_read_back(line):
-    written = encode(line, "id")
+    written = encode(line)
     assert written.endswith(b"\n")
     assert written.count(b"\n") == 1
     assert is_whole(written[:-1])
@@ -149,11 +149,11 @@ def test_what_was_written_is_read_back(line):
 
 @given(lines)
 def test_every_line_is_openai_batch_output_that_keeps_the_bodys_bytes(line):
-    written = encode(line, "0123")
+    written = encode(line)
     record = json.loads(written)
     answer = line.outcome.answer
     assert list(record) == ["id", "custom_id", "response", "error", "batchkit"]
-    assert record["id"] == "batch_req_0123"
+    assert record["id"].endswith(f"{line.outcome.index:016x}")
     assert record["custom_id"] == line.outcome.custom_id
     assert (record["error"] is None) == line.outcome.succeeded
     assert (record["response"] is None) == (answer.status is None)
@@ -166,7 +166,7 @@ def test_every_line_is_openai_batch_output_that_keeps_the_bodys_bytes(line):
     "line", [LINE, OutputLine(replace(OUTCOME, answer=Failure(FailureKind.TIMEOUT, "timeout", "m")), "j")]
 )
 def test_a_line_cut_at_any_byte_is_not_whole(line):
-    written = encode(line, "id")[:-1]
+    written = encode(line)[:-1]
     for end in range(len(written)):
         assert not is_whole(written[:end])
         with pytest.raises(BrokenLineError):
@@ -174,7 +174,7 @@ def test_a_line_cut_at_any_byte_is_not_whole(line):
 
 
 def test_a_flipped_bit_is_found_wherever_it_is():
-    written = encode(LINE, "id")[:-1]
+    written = encode(LINE)[:-1]
     for place in range(len(written)):
         for bit in range(8):
             flipped = bytearray(written)
@@ -184,7 +184,7 @@ def test_a_flipped_bit_is_found_wherever_it_is():
 
 @given(lines, st.data())
 def test_bytes_put_in_or_taken_out_are_found(line, data):
-    written = encode(line, "id")[:-1]
+    written = encode(line)[:-1]
     place = data.draw(st.integers(0, len(written) - 1))
     assert not is_whole(written[:place] + b"x" + written[place:])
     assert not is_whole(written[:place] + written[place + 1 :])
@@ -196,12 +196,12 @@ def test_a_body_as_deep_as_can_be_read_is_read_back(depth):
     answer = read_answer(200, {}, body, 0.0)
     assert isinstance(answer, Reply)
     line = OutputLine(replace(OUTCOME, answer=answer), "job")
-    assert decode(encode(line, "id")[:-1]) == line
+    assert decode(encode(line)[:-1]) == line
 
 
 def test_usage_and_model_are_read_from_the_body():
     body = b'{"model":"m","choices":[{"message":{}}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}'
-    written = encode(OutputLine(replace(OUTCOME, answer=Reply(200, "r", body)), "job"), "id")
+    written = encode(OutputLine(replace(OUTCOME, answer=Reply(200, "r", body)), "job"))
     answer = decode(written[:-1]).outcome.answer
     assert (answer.model, answer.usage) == ("m", Usage(3, 2, 5))
 
@@ -217,13 +217,13 @@ def test_usage_and_model_are_read_from_the_body():
 )
 def test_results_to_look_at_twice_are_flagged(status, reason, flags):
     answer = replace(REPLY, status=status, finish_reason=reason)
-    meta = json.loads(encode(OutputLine(replace(OUTCOME, answer=answer), "job"), "id"))["batchkit"]
+    meta = json.loads(encode(OutputLine(replace(OUTCOME, answer=answer), "job")))["batchkit"]
     assert meta.get("flags") == flags
 
 
 def test_a_failure_line_says_why():
     answer = Failure(FailureKind.RATE_LIMITED, "slow_down", "Slow down", 429, "r", b'{"error":{}}')
-    record = json.loads(encode(OutputLine(replace(OUTCOME, answer=answer), "job"), "id"))
+    record = json.loads(encode(OutputLine(replace(OUTCOME, answer=answer), "job")))
     assert record["response"] == {"status_code": 429, "request_id": "r", "body": {"error": {}}}
     assert record["error"] == {"code": "slow_down", "message": "Slow down"}
     assert record["batchkit"]["reason"] == "rate_limited"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from batchkit.job import arun, report, run, status
     from batchkit.records import Failure, FailureKind, Outcome, Reply, Usage
+    from batchkit.repair import repair
     from batchkit.simulator.server import Simulator
     from batchkit.simulator.settings import SimulatorSettings
     from batchkit.streaming import stream
@@ -59,6 +60,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "arun",
+    "repair",
     "report",
     "run",
     "status",
@@ -74,6 +76,7 @@ _HOMES = {
     ),
     "batchkit.job": "arun report run status",
     "batchkit.records": "Failure FailureKind Outcome Reply Usage",
+    "batchkit.repair": "repair",
     "batchkit.simulator.server": "Simulator",
     "batchkit.simulator.settings": "SimulatorSettings",
     "batchkit.streaming": "stream",

@@ -85,7 +85,7 @@ class JobState:
             if not self.done.add(outcome.index):
                 raise JobDamaged(
                     f"the output has two lines for request {outcome.index} (custom_id {outcome.custom_id!r}). "
-                    "Nothing was written. Take one of them out, or begin anew with --overwrite."
+                    "Nothing was written. `batchkit repair` moves the second one aside."
                 )
             if self.checksums is not None:
                 missing = outcome.index + 1 - len(self.checksums)
@@ -100,7 +100,8 @@ class JobState:
         elif line.job_id != self.job_id:
             raise JobDamaged(
                 f"the output mixes the jobs {self.job_id!r} and {line.job_id!r} (request {line.outcome.index}). "
-                "Nothing was written. Restore the files from a copy, or begin anew with --overwrite."
+                "Nothing was written. Restore the files from a copy, or move the lines of the second job aside with "
+                "`batchkit repair`."
             )
         if line.run is not None:
             self.tally.begin_run(line.run)

@@ -16,7 +16,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,14 +218,37 @@ class Store:
         except OSError:
             return None
 
-    def replace(self, path: Path, data: bytes) -> None:
-        """Put `data` in place of `path` in one step: readers see the old file or the new one, never a part."""
+    def replace(self, path: Path, *pieces: bytes) -> None:
+        """Put `pieces` in place of `path` in one step: readers see the old file or the new one, never a part.
+
+        Raises OutputUnwritable.
+        """
+        self._replace(path, pieces)
+
+    def rewrite(self, path: Path, lines: Iterable[bytes]) -> None:
+        """Put `lines`, which may be read from the file itself, in place of a file of output lines.
+
+        The checkpoint, which counts the old ones, goes first; nothing may be appended afterwards. Raises OutputUnwritable.
+        """
+        try:
+            self._disk.remove(self.paths.checkpoint)
+            self._disk.sync_folder(path.parent)
+        except OSError as error:
+            raise _unwritable(self.paths.checkpoint, error) from error
+        self._replace(path, lines)
+
+    def put_aside(self, path: Path, why: str, data: bytes) -> Path:
+        """Append what was found in `path` to `<path>.<why>-<time>`, and return that. Raises OutputUnwritable."""
+        return _put_aside(self._disk, path, why, data)
+
+    def _replace(self, path: Path, pieces: Iterable[bytes]) -> None:
         temporary = path.with_name(path.name + ".tmp")
         disk = self._disk
         try:
             descriptor = disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
-                _write_all(disk, descriptor, data)
+                for piece in pieces:
+                    _write_all(disk, descriptor, piece)
                 disk.sync(descriptor)
             finally:
                 os.close(descriptor)
@@ -310,19 +333,13 @@ class _Log:
         return last_at, f"{self.path.name} ended without a newline; it was added"
 
     def _cut(self, tail: bytes) -> str:
+        aside = _put_aside(self._disk, self.path, "torn", tail)
         try:
-            aside = self.path.with_name(f"{self.path.name}.torn-{time.strftime('%Y%m%d-%H%M%S')}")
-            descriptor = self._disk.open(aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            try:
-                _write_all(self._disk, descriptor, tail + b"\n")
-                self._disk.sync(descriptor)
-            finally:
-                os.close(descriptor)
             self._disk.truncate(self._descriptor, self.size - len(tail))
             self._disk.sync(self._descriptor)
-            self.size -= len(tail)
         except OSError as error:
             raise _unwritable(self.path, error) from error
+        self.size -= len(tail)
         return (
             f"{self.path.name} ended in a torn line of {len(tail):,} bytes, as a killed run leaves it; "
             f"it was moved to {aside.name} and its request is asked again"
@@ -355,7 +372,7 @@ def read_output(path: Path, start: int = 0) -> Iterator[OutputLine]:
             except BrokenLineError as error:
                 raise JobDamaged(
                     f"{path} is damaged in the line at byte {offset:,}: {error}. Nothing was written and nothing was sent. "
-                    "Restore the file from a copy, or begin anew with --overwrite, which keeps the old files aside."
+                    "Move the damage aside with `batchkit repair`, which keeps all other lines, or restore the file from a copy."
                 ) from error
             offset += len(line)
 
@@ -440,6 +457,21 @@ def _last_line(descriptor: int, size: int) -> bytes:
             break
         end = start
     return tail
+
+
+def _put_aside(disk: Disk, path: Path, why: str, data: bytes) -> Path:
+    aside = path.with_name(f"{path.name}.{why}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        descriptor = disk.open(aside, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            _write_all(disk, descriptor, data + b"\n")
+            disk.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        disk.sync_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(aside, error) from error
+    return aside
 
 
 def _write_all(disk: Disk, descriptor: int, data: bytes) -> None:

@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, command, meaning in (
         ("status", _status, "how far a job is, from its files, also while it runs"),
         ("report", _report, "rebuild summary and report from the output files alone"),
+        ("repair", _repair, "move damage aside, lose nothing readable, and say what will be asked again"),
     ):
         each = commands.add_parser(name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".")
         each.add_argument("output", metavar="OUTPUT", help="the job's results file")
@@ -203,6 +204,26 @@ def _report(args: argparse.Namespace) -> int:
     from batchkit.job import report  # noqa: PLC0415
 
     _print_summary(report(args.output), as_json=args.json)
+    return 0
+
+
+def _repair(args: argparse.Namespace) -> int:
+    from batchkit.repair import repair  # noqa: PLC0415
+
+    found = repair(args.output)
+    if args.json:
+        _print_json(found)
+        return 0
+    for piece in found["moved"]:
+        whose = "unknown" if piece["index"] is None else f"index {piece['index']}"
+        print(f"{piece['file']}: moved {piece['bytes']:,} bytes at {piece['offset']:,} aside ({whose})")
+    print(f"{found['kept']:,} lines kept, {len(found['moved']):,} pieces moved aside")
+    if found["asked_again"]:
+        print("the next run asks again:", ", ".join(map(str, found["asked_again"])))
+    if not found["complete"]:
+        print(
+            "some of what was moved does not say whose answer it was; the next run asks those requests again as well"
+        )
     return 0
 
 

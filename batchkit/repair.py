@@ -1,0 +1,146 @@
+"""Takes damage out of a job's output files, so that the job can go on.
+
+Every line that can be read is kept, also one that lost its newline to its neighbour. What cannot be read, and a second line
+for the same request, is moved to `….damaged-<time>` beside its file, byte for byte: nothing is deleted. The requests of
+lines that are gone are open again and asked by the next run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from batchkit.errors import UsageError
+from batchkit.formats.results import BrokenLineError, OutputLine, decode
+from batchkit.rules.progress import DoneIndexes
+from batchkit.store import Store
+
+__all__ = ["repair"]
+
+_BEGINNING: Final = re.compile(rb'\{"id":"batch_req_')
+_END: Final = re.compile(rb',"crc32":"[0-9a-f]{8}"}}')
+_INDEX: Final = re.compile(rb'"batchkit":\{"index":(\d{1,15}),')
+_SCRAP_BYTES: Final = 8
+"""What is no longer than this was never a line: a newline that became something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Some bytes of a file, without a newline: a line that can be read, or what stands beside such lines."""
+
+    offset: int
+    data: bytes
+    line: OutputLine | None = None
+
+
+def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
+    """Move damage out of the files of a job and tell what that means:
+
+        {"moved": [{"file", "offset", "bytes", "index"}], "kept", "asked_again": [index, …], "complete"}
+
+    `offset` is where the bytes stood; `index` is None where it could not be read. `kept` counts the lines of results and
+    failures that stay. `asked_again` are the requests whose only line was moved, as far as their indexes could be read;
+    `complete` is false where some could not. Files without damage are left untouched.
+
+    Raises UsageError where there is no such job, JobLocked while a run is working on it, OutputUnwritable where there is no
+    room for the repaired file beside the damaged one.
+    """
+    path = Path(output)
+    if not path.exists():
+        raise UsageError(f"there is no job with the output {path}: the file does not exist")
+    store = Store.open(path)
+    try:
+        job_id = next((piece.line.job_id for piece in _pieces(path) if piece.line is not None), None)
+        done = DoneIndexes()
+
+        def belongs(line: OutputLine) -> bool:
+            return job_id in (None, line.job_id)
+
+        def belongs_once(line: OutputLine) -> bool:
+            return belongs(line) and done.add(line.outcome.index)
+
+        gone = {
+            file: _sift(store, file, belongs_once if file in (path, store.paths.errors) else belongs)
+            for file in (path, store.paths.errors, *store.paths.superseded())
+        }
+    finally:
+        store.close()
+    moved = [
+        {
+            "file": file.name,
+            "offset": piece.offset,
+            "bytes": len(piece.data),
+            "index": next(iter(_indexes(piece)), None),
+        }
+        for file, pieces in gone.items()
+        for piece in pieces
+    ]
+    lost = {index for file in (path, store.paths.errors) for piece in gone[file] for index in _indexes(piece)}
+    return {
+        "moved": moved,
+        "kept": len(done),
+        "asked_again": sorted(index for index in lost if index not in done),
+        "complete": all(each["index"] is not None or each["bytes"] <= _SCRAP_BYTES for each in moved),
+    }
+
+
+def _sift(store: Store, path: Path, stays: Callable[[OutputLine], bool]) -> list[_Piece]:
+    """Take out of a file what is no line or does not stay, put it aside, and return it."""
+    if not path.exists():
+        return []
+    leaving = []
+    size = 0
+    for piece in _pieces(path):
+        if piece.line is None or not stays(piece.line):
+            leaving.append(piece)
+        else:
+            size += len(piece.data) + 1
+    if not leaving and size == path.stat().st_size:
+        return []
+    if leaving:
+        store.put_aside(path, "damaged", b"\n".join(piece.data for piece in leaving))
+    offsets = {piece.offset for piece in leaving}
+    store.rewrite(path, (piece.data + b"\n" for piece in _pieces(path) if piece.offset not in offsets))
+    return leaving
+
+
+def _pieces(path: Path) -> Iterator[_Piece]:
+    """All bytes of a file but its newlines, in order."""
+    with path.open("rb") as stream:
+        offset = 0
+        for raw in stream:
+            data = raw.removesuffix(b"\n")
+            try:
+                yield _Piece(offset, data, decode(data))
+            except BrokenLineError:
+                yield from _within(data, offset)
+            offset += len(raw)
+
+
+def _within(data: bytes, offset: int) -> Iterator[_Piece]:
+    """What can be read in the middle of bytes that are no line, and what lies around it."""
+    at = 0
+    for beginning in _BEGINNING.finditer(data):
+        start = beginning.start()
+        if start < at:
+            continue
+        for end in _END.finditer(data, start):
+            try:
+                line = decode(data[start : end.end()])
+            except BrokenLineError:
+                continue
+            if start > at:
+                yield _Piece(offset + at, data[at:start])
+            yield _Piece(offset + start, data[start : end.end()], line)
+            at = end.end()
+            break
+    if at < len(data):
+        yield _Piece(offset + at, data[at:])
+
+
+def _indexes(piece: _Piece) -> list[int]:
+    return [int(found) for found in _INDEX.findall(piece.data)]

@@ -23,6 +23,7 @@ from typing import Any, TypeVar, Unpack
 
 import anyio
 
+from batchkit.audit import Audit
 from batchkit.endpoint import Endpoint
 from batchkit.engine.delivery import Delivery
 from batchkit.engine.gate import Clock, Gate, SystemClock
@@ -33,6 +34,7 @@ from batchkit.engine.writer import Writer
 from batchkit.errors import (
     BatchkitError,
     Interrupted,
+    JobDamaged,
     JobMismatch,
     OutputFull,
     RunStopped,
@@ -51,11 +53,12 @@ from batchkit.rules.pacing import Pacer
 from batchkit.rules.pricing import PriceList, cost_of
 from batchkit.rules.retry import RetryPolicy
 from batchkit.rules.stopping import StopRule
+from batchkit.rules.tally import Tally
 from batchkit.rules.tracing import Tracer
 from batchkit.settings import Credentials, RunSettings, Settings, choose_base_url
 from batchkit.simulator.process import EmbeddedSimulator
 from batchkit.source import InputIdentity, Source
-from batchkit.state import JobState, build_summary, load_for_run, read_state, reopen_failures
+from batchkit.state import AT_ONCE_BYTES, JobState, build_summary, load_for_run, read_state, reopen_failures
 from batchkit.store import JobPaths, Store
 from batchkit.version import __version__
 
@@ -205,7 +208,13 @@ class JobRun:
         monitor: Monitor,
         clock: Clock,
         stop: Stop,
+        *,
+        at_once_bytes: int = AT_ONCE_BYTES,
+        audit: Callable[[Audit], Awaitable[Tally | None]] = Audit.run,
     ) -> None:
+        """`at_once_bytes` is how large an output is read whole before the run; a larger one goes to `audit`."""
+        self._at_once_bytes = at_once_bytes
+        self._read_beside = audit
         self._store = store
         self._source = source
         self._identity = identity
@@ -235,12 +244,15 @@ class JobRun:
         self._job_id = ""
         self._resumed = False
         self._counted = anyio.Event()
+        self._audited = anyio.Event()
 
     async def load(self) -> None:
         """Read what stands in the job's files, and refuse what does not belong to them."""
         settings = self._settings
         self._state = state = await self._clock.in_thread(
-            lambda: load_for_run(self._store, self._identity, rescan=settings.rescan)
+            lambda: load_for_run(
+                self._store, self._identity, rescan=settings.rescan, at_once_bytes=self._at_once_bytes
+            )
         )
         if state.job_id is not None:
             self._refuse_other_settings(state.job_id, state.run)
@@ -341,13 +353,19 @@ class JobRun:
             room=writer.room,
         )
         monitor.readings = Readings(
-            state.tally, pipeline, delivery, gate, concurrency, lambda: state.to_do, self._cost_so_far
+            state.tally,
+            pipeline,
+            delivery,
+            gate,
+            concurrency,
+            lambda: state.ended,
+            lambda: state.to_do,
+            self._cost_so_far,
         )
         monitor.emit(
             RunStarted(
                 self._job_id,
-                state.tally.succeeded,
-                state.tally.failed,
+                *state.ended,
                 "the embedded simulator" if settings.simulate else self._address.base_url,
                 concurrency,
             )
@@ -361,10 +379,12 @@ class JobRun:
                 group.start_soon(monitor.watch)
                 group.start_soon(self._read_prices)
                 group.start_soon(self._count)
+                group.start_soon(self._audit)
                 with stop.abandoned:
                     await pipeline.run()
                     # What is pending belongs into the summary.
                     await self._counted.wait()
+                    await self._audited.wait()
                 await writer.settle()
                 group.cancel_scope.cancel()
             await clock.in_thread(self._store.sync)
@@ -384,13 +404,14 @@ class JobRun:
         return write
 
     def _stop_at_most_failures(self) -> None:
-        tally, settings = self._state.tally, self._settings
+        settings = self._settings
+        succeeded, failed = self._state.ended
         # A share is one of the whole job; while that is not counted, of what has ended, once that is a hundred.
-        requests = self._state.to_do or max(100, tally.succeeded + tally.failed)
-        if tally.failed and tally.failed >= settings.failures_allowed(requests):
+        requests = self._state.to_do or max(100, succeeded + failed)
+        if failed and failed >= settings.failures_allowed(requests):
             self._stop.request(
                 TooManyFailures(
-                    f"{tally.failed:,} requests have failed, as many as --max-failures {settings.max_failures} allows",
+                    f"{failed:,} requests have failed, as many as --max-failures {settings.max_failures} allows",
                     code="max_failures",
                 )
             )
@@ -409,8 +430,10 @@ class JobRun:
         self._monitor.emit(RunStopping(str(cause)))
 
     def _snapshot(self) -> Callable[[], None]:
-        """The job at this moment, as what writes it down later."""
+        """The job at this moment, as what writes it down later; nothing while its totals are not complete."""
         state, store, identity = self._state, self._store, self._identity
+        if state.audit is not None and state.audit.add_up:
+            return lambda: None
         results_bytes, errors_bytes = store.sizes
         position = (self._pipeline.position() if self._pipeline is not None else None) or (
             state.index,
@@ -446,6 +469,23 @@ class JobRun:
             self._stop_at_most_failures()
         self._counted.set()
 
+    async def _audit(self) -> None:
+        """Look at the earlier lines of a large job, and add them up if that is still to be done."""
+        state = self._state
+        if state.audit is not None:
+            if state.audit.add_up:
+                self._monitor.emit(Notice(f"adding up {sum(state.unadded):,} earlier lines beside the run"))
+            try:
+                earlier = await self._read_beside(state.audit)
+            except JobDamaged as damage:
+                self._stop.request(damage)
+            else:
+                if earlier is not None:
+                    state.tally.merge(earlier)
+                state.audit, state.unadded = None, (0, 0)
+                self._stop_at_most_failures()
+        self._audited.set()
+
     async def _read_prices(self) -> None:
         """Read the price list off the event loop: it takes a second."""
         await self._clock.in_thread(lambda: self._prices.find("gpt-4o"))
@@ -473,6 +513,10 @@ class JobRun:
         elif cause is not None:
             state.status = "stopped"
             state.stop_reason = cause.code if isinstance(cause, RunStopped) else type(cause).__name__
+        if state.audit is not None and state.audit.add_up and cause is not None:
+            # Left before the earlier lines were added up: no totals are better than wrong ones.
+            self._monitor.close()
+            raise cause
         summary = build_summary(state, self._prices)
         if not writer_failed:
             try:

@@ -69,7 +69,7 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
         }
     finally:
         store.close()
-    moved = [
+    moved: list[dict[str, Any]] = [
         {
             "file": file.name,
             "offset": piece.offset,

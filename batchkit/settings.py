@@ -10,8 +10,9 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, TypedDict, get_args
 from urllib.parse import urlsplit
 
@@ -37,6 +38,10 @@ OPENAI_BASE_URL = "https://api.openai.com/v1"
 Progress = Literal["auto", "bar", "log", "off"]
 
 _LOCAL_ENDINGS = (".localhost", ".local", ".internal")
+_TEXTS = frozenset(("base_url", "model", "job_id", "portkey_config", "portkey_provider", "cache_namespace"))
+_HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
+_NUMERIC = re.compile(r"[0-9.]+|0x[0-9a-f.x]*", re.IGNORECASE)
+"""A host that resolvers read as an IPv4 address in one of its old spellings: 134744072 is 8.8.8.8."""
 
 
 class RunSettings(TypedDict, total=False):
@@ -122,6 +127,8 @@ class Settings:
     """Rebuild the checkpoint from the output files, although they are shorter than it says."""
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            self._check_type(each.name, each.default)
         self._check_number("concurrency", least=1)
         self._check_number("max_attempts", least=1)
         self._check_number("limit", least=0)
@@ -193,6 +200,18 @@ class Settings:
             )
         return max(1.0, requests * number / 100) if share else number
 
+    def _check_type(self, name: str, default: Any) -> None:
+        """Flags, texts and tables; a number, and what may be one, is checked where its bounds are."""
+        value = getattr(self, name)
+        if isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise UsageError(f"{name} is {value!r}; it is true or false")
+        elif default is MISSING:
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{name} is {value!r}; it is a mapping")
+        elif name in _TEXTS and not isinstance(value, str | None):
+            raise UsageError(f"{name} is {value!r}; it is a string")
+
     def _check_number(self, name: str, *, least: int) -> None:
         value = getattr(self, name)
         if value is None and name == "limit":
@@ -257,6 +276,8 @@ def _checked(base_url: str, *, allow_http: bool) -> str:
         raise UsageError("the base URL holds a user name or password; keys come from the environment alone")
     if parts.scheme not in ("http", "https") or not host:
         raise UsageError(f"the base URL {base_url!r} is not one; it looks like https://host/v1")
+    if not _is_host(host):
+        raise UsageError(f"the base URL names the host {host!r}, which no host can be called")
     if parts.query or parts.fragment:
         raise UsageError("the base URL ends before any ? or #: /chat/completions is put behind it")
     if parts.path.endswith("/chat/completions"):
@@ -268,11 +289,26 @@ def _checked(base_url: str, *, allow_http: bool) -> str:
     return base_url
 
 
+def _is_host(host: str) -> bool:
+    if ":" in host:
+        return True  # an IPv6 address, which was looked at when the URL was taken apart
+    try:
+        # As it will be looked up; other alphabets have a spelling in this one.
+        return _HOST_NAME.fullmatch(host.encode("idna").decode("ascii")) is not None and bool(
+            host.encode("idna").decode("idna")
+        )
+    except UnicodeError:
+        return False
+
+
 def _is_near(host: str) -> bool:
     """Whether a host is on this machine or a private network, as far as its name tells."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return "." not in host or host.endswith(_LOCAL_ENDINGS)
+        name = host.removesuffix(".")
+        if _NUMERIC.fullmatch(name):
+            return False
+        return "." not in name or name.endswith(_LOCAL_ENDINGS)
     address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_private or address.is_link_local

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from batchkit.audit import Audit
 from batchkit.errors import BatchkitError, JobDamaged, JobMismatch
 from batchkit.formats import summary as summary_format
 from batchkit.formats.checkpoint import Checkpoint, decode_checkpoint
@@ -22,9 +23,9 @@ from batchkit.rules.pricing import PriceList, cost_of
 from batchkit.rules.progress import DoneIndexes
 from batchkit.rules.tally import Tally
 from batchkit.source import InputIdentity, Source
-from batchkit.store import JobPaths, Store, lock_holder, read_output
+from batchkit.store import JobPaths, Store, lock_holder, read_output, scan_output
 
-__all__ = ["JobState", "build_summary", "load_for_run", "read_state", "reopen_failures"]
+__all__ = ["AT_ONCE_BYTES", "JobState", "build_summary", "load_for_run", "read_state", "reopen_failures"]
 
 
 @dataclass(slots=True)
@@ -48,6 +49,10 @@ class JobState:
     superseded: int = 0
     limit: int | None = None
     checksums: array[int] | None = None
+    audit: Audit | None = None
+    """What is still to be read of earlier lines; with `add_up`, the tally does not have them yet."""
+    unadded: tuple[int, int] = (0, 0)
+    """Results and failures that the tally does not have yet."""
 
     @property
     def to_do(self) -> int | None:
@@ -56,6 +61,11 @@ class JobState:
             return self.total
         # An earlier run without the limit may have done more.
         return max(min(self.total, self.limit), len(self.done))
+
+    @property
+    def ended(self) -> tuple[int, int]:
+        """Results and failures so far."""
+        return self.tally.succeeded + self.unadded[0], self.tally.failed + self.unadded[1]
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> JobState:
@@ -81,18 +91,34 @@ class JobState:
             if superseded:
                 self.tally.add_superseded(line.outcome)
                 continue
-            outcome = line.outcome
-            if not self.done.add(outcome.index):
-                raise JobDamaged(
-                    f"the output has two lines for request {outcome.index} (custom_id {outcome.custom_id!r}). "
-                    "Nothing was written. `batchkit repair` moves the second one aside."
+            self._mark(line.outcome.index, line.outcome.input_crc32)
+            self.tally.add(line.outcome)
+
+    def scan(self, path: Path) -> int:
+        """Mark the lines of a file done, without adding them up; how many there are."""
+        count = 0
+        for lines in scan_output(path):
+            for index, input_crc32 in zip(lines.indexes, lines.input_crc32s, strict=True):
+                self._mark(index, input_crc32)
+            for line in lines.headed:
+                self._meet(line)
+            count += len(lines.indexes)
+        return count
+
+    def _mark(self, index: int, input_crc32: int) -> None:
+        if not self.done.add(index):
+            raise JobDamaged(
+                f"the output has two lines for request {index}. Nothing was written. `batchkit repair` moves the second "
+                "one aside."
+            )
+        if self.checksums is not None:
+            missing = index + 1 - len(self.checksums)
+            if missing > 0:
+                # By more than what is missing, or each of ten million lines would move all before it.
+                self.checksums.frombytes(
+                    bytes((missing + len(self.checksums) // 8) * self.checksums.itemsize)
                 )
-            if self.checksums is not None:
-                missing = outcome.index + 1 - len(self.checksums)
-                if missing > 0:
-                    self.checksums.frombytes(bytes(missing * self.checksums.itemsize))
-                self.checksums[outcome.index] = outcome.input_crc32
-            self.tally.add(outcome)
+            self.checksums[index] = input_crc32
 
     def _meet(self, line: OutputLine) -> None:
         if self.job_id is None:
@@ -122,21 +148,38 @@ class JobState:
         return True
 
 
-def load_for_run(store: Store, identity: InputIdentity, *, rescan: bool = False) -> JobState:
+AT_ONCE_BYTES = 32 << 20
+"""Files up to this size are read whole before a run begins, which takes a second at most."""
+
+
+def load_for_run(
+    store: Store, identity: InputIdentity, *, rescan: bool = False, at_once_bytes: int = AT_ONCE_BYTES
+) -> JobState:
     """The state of a job that is about to run; mends the ends of its files.
 
-    Raises JobDamaged where they cannot be believed. `store.notices` tells what was mended.
+    Of files longer than `at_once_bytes` only what the run needs to begin is read, and `audit` in the state is what is to be
+    read beside it. Raises JobDamaged where the files cannot be believed. `store.notices` tells what was mended.
     """
     checkpoint = None if rescan else _usable(store, identity)
-    if checkpoint is None:
-        state = JobState(checksums=array("I"))
+    at_once = sum(store.sizes) <= at_once_bytes
+    if checkpoint is not None:
+        state = JobState.of(checkpoint)
+        behind = Audit(store.paths.results, checkpoint.results_bytes, checkpoint.errors_bytes, add_up=False)
+        if at_once:
+            behind.read()
+        else:
+            state.audit = behind
+        state.fold(store.recover(checkpoint.results_bytes, checkpoint.errors_bytes))
+        return state
+    state = JobState(checksums=array("I"), superseded=len(store.paths.superseded()))
+    if at_once:
         for path in store.paths.superseded():
             state.fold(read_output(path), superseded=True)
-            state.superseded += 1
         state.fold(store.recover())
-    else:
-        state = JobState.of(checkpoint)
-        state.fold(store.recover(checkpoint.results_bytes, checkpoint.errors_bytes))
+        return state
+    store.mend()
+    state.unadded = (state.scan(store.paths.results), state.scan(store.paths.errors))
+    state.audit = Audit(store.paths.results, *store.sizes, add_up=True)
     return state
 
 

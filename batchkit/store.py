@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Final
 
 from batchkit.errors import JobDamaged, JobLocked, OutputFull, OutputUnwritable, UsageError
-from batchkit.formats.results import BrokenLineError, OutputLine, decode, encode
+from batchkit.formats.results import BrokenLineError, OutputLine, check, decode, encode
 
-__all__ = ["Disk", "JobPaths", "Store", "lock_holder", "read_output"]
+__all__ = ["Disk", "JobPaths", "ScannedLines", "Store", "lock_holder", "read_output", "scan_output"]
 
 _PRIVATE: Final = 0o600
 _PIECE: Final = 1 << 20
+_SCANNED_BYTES: Final = 4 << 20
 _LOCK_TRIES: Final = 5
 
 
@@ -180,6 +181,13 @@ class Store:
             if notice:
                 self.notices.append(notice)
                 yield from read_output(log.path, max(start, last_at))
+
+    def mend(self) -> None:
+        """Mend the ends of the files, as `recover` does, without reading them."""
+        for log in (self._results, self._errors):
+            _, notice = log.mend()
+            if notice:
+                self.notices.append(notice)
 
     def supersede_errors(self) -> Path | None:
         """Move the failures to the next `….errors.N.jsonl`, so that their requests are open again; None if there are none."""
@@ -351,8 +359,54 @@ class _Log:
             self._descriptor = -1
 
 
-def read_output(path: Path, start: int = 0) -> Iterator[OutputLine]:
-    """The lines of one output file from byte `start` on; a line without its newline at the end is left out.
+@dataclass(frozen=True, slots=True)
+class ScannedLines:
+    """What a scan reads of a run of lines: the indexes, the checksums of their input lines, and the lines with a run header."""
+
+    indexes: list[int]
+    input_crc32s: list[int]
+    headed: list[OutputLine]
+    end: int
+    """The byte behind the last of them."""
+
+
+def scan_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[ScannedLines]:
+    """The whole lines of one output file between two bytes, some thousand at a time, each checked but none read as JSON.
+
+    Some four times as fast as `read_output`, which tells all. Raises JobDamaged at a broken line.
+    """
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        return
+    with stream:
+        stream.seek(start)
+        offset = start
+        rest = b""
+        left = (end if end is not None else path.stat().st_size) - start
+        while left > 0 and (piece := stream.read(min(_SCANNED_BYTES, left))):
+            left -= len(piece)
+            *lines, rest = (rest + piece).split(b"\n")
+            indexes: list[int] = []
+            input_crc32s: list[int] = []
+            headed: list[OutputLine] = []
+            try:
+                for line in lines:
+                    index, input_crc32, has_header = check(line)
+                    if has_header:
+                        headed.append(decode(line))
+                    indexes.append(index)
+                    input_crc32s.append(input_crc32)
+            except BrokenLineError as error:
+                raise _damaged(
+                    path, offset + sum(len(line) + 1 for line in lines[: len(indexes)]), error
+                ) from error
+            offset += sum(map(len, lines)) + len(lines)
+            yield ScannedLines(indexes, input_crc32s, headed, offset)
+
+
+def read_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[OutputLine]:
+    """The lines of one output file between two bytes; a line without its newline at the end is left out.
 
     Reads without a lock, so also while a run is writing. A file that does not exist has no lines. Raises JobDamaged at a
     broken line.
@@ -365,16 +419,20 @@ def read_output(path: Path, start: int = 0) -> Iterator[OutputLine]:
         stream.seek(start)
         offset = start
         for line in stream:
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") or (end is not None and offset >= end):
                 return
             try:
                 yield decode(line[:-1])
             except BrokenLineError as error:
-                raise JobDamaged(
-                    f"{path} is damaged in the line at byte {offset:,}: {error}. Nothing was written and nothing was sent. "
-                    "Move the damage aside with `batchkit repair`, which keeps all other lines, or restore the file from a copy."
-                ) from error
+                raise _damaged(path, offset, error) from error
             offset += len(line)
+
+
+def _damaged(path: Path, offset: int, error: BrokenLineError) -> JobDamaged:
+    return JobDamaged(
+        f"{path} is damaged in the line at byte {offset:,}: {error}. Nothing in it was changed. Move the damage aside with "
+        "`batchkit repair`, which keeps all other lines, or restore the file from a copy."
+    )
 
 
 def lock_holder(paths: JobPaths) -> int | None:

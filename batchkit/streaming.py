@@ -100,7 +100,14 @@ async def stream(
                 room=lambda: until_taken() if len(outcomes) >= most else None,
             )
             monitor.readings = Readings(
-                tally, pipeline, delivery, gate, concurrency, lambda: None, lambda: (None, False)
+                tally,
+                pipeline,
+                delivery,
+                gate,
+                concurrency,
+                lambda: (tally.succeeded, tally.failed),
+                lambda: None,
+                lambda: (None, False),
             )
             watching = asyncio.create_task(monitor.watch())
             try:

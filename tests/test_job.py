@@ -223,14 +223,3 @@ async def test_stream_raises_what_stopped_it(tmp_path):
         with pytest.raises(batchkit.EndpointRefused):
             async for _ in batchkit.stream([record(0), record(1)], base_url=simulator.base_url):
                 pass
-
-
-async def test_a_share_of_failures_is_one_of_the_whole_job_also_when_it_is_counted_last(tmp_path):
-    path = tmp_path / "in.jsonl"
-    good = json.dumps(record(1))
-    path.write_text("".join(f"{'not json' if number % 4 == 0 else good}\n" for number in range(40)))
-    async with Simulator(SimulatorSettings(instant=True)) as simulator:
-        with pytest.raises(batchkit.TooManyFailures):
-            await batchkit.arun(
-                path, tmp_path / "o.jsonl", base_url=simulator.base_url, progress="off", max_failures="12.5%"
-            )

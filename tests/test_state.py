@@ -7,6 +7,7 @@ from zlib import crc32
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from batchkit.audit import Audit
 from batchkit.errors import JobDamaged, JobMismatch
 from batchkit.formats.checkpoint import Checkpoint, encode_checkpoint
 from batchkit.formats.results import OutputLine, encode
@@ -14,7 +15,7 @@ from batchkit.records import Failure, FailureKind, Line, Outcome, Reply, RunHead
 from batchkit.rules.pricing import PriceList
 from batchkit.source import InputIdentity
 from batchkit.state import JobState, build_summary, load_for_run, read_state, reopen_failures
-from batchkit.store import JobPaths, Store
+from batchkit.store import JobPaths, Store, scan_output
 
 INPUT = InputIdentity("/in.jsonl", 1000, 5)
 REPLY = Reply(
@@ -58,8 +59,8 @@ def output(tmp_path):
     return tmp_path / "results.jsonl"
 
 
-def load_from(store, identity, *, rescan=False, retry_failed=False):
-    state = load_for_run(store, identity, rescan=rescan)
+def load_from(store, identity, *, rescan=False, retry_failed=False, **more):
+    state = load_for_run(store, identity, rescan=rescan, **more)
     return (reopen_failures(store, identity) if retry_failed else None) or state
 
 
@@ -115,10 +116,10 @@ class Job:
         self.store.close()
 
 
-def load(output, *, identity=INPUT, rescan=False, retry_failed=False):
+def load(output, *, identity=INPUT, rescan=False, retry_failed=False, **more):
     store = Store.open(output)
     try:
-        return load_from(store, identity, rescan=rescan, retry_failed=retry_failed), store.notices
+        return load_from(store, identity, rescan=rescan, retry_failed=retry_failed, **more), store.notices
     finally:
         store.close()
 
@@ -172,14 +173,60 @@ def three_lines(output):
     return job
 
 
-def test_a_checkpoint_lets_the_fold_begin_further_on(output):
+def test_a_checkpoint_lets_the_fold_begin_further_on_and_a_large_output_is_checked_beside_the_run(output):
     three_lines(output)
     data = output.read_bytes()
-    output.write_bytes(b"?" + data[1:])  # what a checkpoint stands for is not read again
-    state, _ = load(output)
+    output.write_bytes(b"?" + data[1:])  # what a checkpoint stands for is not read before the run
+    state, _ = load(output, at_once_bytes=0)
     assert (state.tally.succeeded, state.tally.failed, state.total) == (2, 1, 20)
+    assert state.audit is not None
+    with pytest.raises(JobDamaged, match="at byte 0"):
+        state.audit.read()
     with pytest.raises(JobDamaged):
         load(output, rescan=True)
+
+
+def test_a_small_output_is_checked_before_the_run_also_with_a_checkpoint(output):
+    three_lines(output)
+    output.write_bytes(b"?" + output.read_bytes()[1:])
+    with pytest.raises(JobDamaged, match="at byte 0"):
+        load(output)
+
+
+def test_a_large_output_without_a_checkpoint_is_scanned_first_and_added_up_beside_the_run(output):
+    at_once = three_lines(output).state
+    JobPaths(output).checkpoint.unlink()
+    state, _ = load(output, at_once_bytes=0)
+    assert list(state.done.intervals()) == list(at_once.done.intervals())
+    assert (state.job_id, state.run) == (at_once.job_id, at_once.run)
+    assert state.unadded == state.ended == (2, 1)
+    assert state.tally.succeeded == 0
+    assert state.audit is not None
+    earlier = state.audit.read()
+    assert earlier is not None
+    state.tally.merge(earlier)
+    assert state.tally == at_once.tally
+
+
+async def test_an_audit_in_a_process_of_its_own_finds_what_one_here_finds(output):
+    three_lines(output)
+    sizes = output.stat().st_size, JobPaths(output).errors.stat().st_size
+    audit = Audit(output, *sizes, add_up=True)
+    assert await audit.run() == audit.read()
+    assert await Audit(output, *sizes, add_up=False).run() is None
+    output.write_bytes(b"?" + output.read_bytes()[1:])
+    with pytest.raises(JobDamaged, match="at byte 0"):
+        await audit.run()
+
+
+def test_a_scan_names_the_line_that_is_damaged(output):
+    three_lines(output)
+    data = bytearray(output.read_bytes())
+    second = data.index(b"\n") + 1
+    data[second + 40] ^= 1
+    output.write_bytes(data)
+    with pytest.raises(JobDamaged, match=f"at byte {second}:"):
+        list(scan_output(output))
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"garbage", b'{"version":1,"crc32":"00000000"}\n'])

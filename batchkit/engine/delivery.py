@@ -17,7 +17,7 @@ from batchkit.engine.stop import Stop
 from batchkit.errors import EndpointRefused
 from batchkit.events import AttemptFailed, Event
 from batchkit.records import Answer, Failure, Outcome, Reply, Request, Trace
-from batchkit.rules.retry import Decision, Remedy, RetryAfter, RetryPolicy, StopRun, remedy_of
+from batchkit.rules.retry import Decision, RetryAfter, RetryPolicy, StopRun, is_fault
 from batchkit.rules.stopping import StopRule
 from batchkit.rules.tracing import Tracer
 
@@ -144,7 +144,7 @@ class Delivery:
         return self._decide(request, history, answer)
 
     def _decide(self, request: Request, history: _History, failure: Failure) -> Failure | None:
-        history.faults += remedy_of(failure) is Remedy.AGAIN
+        history.faults += is_fault(failure)
         decision = self._policy.decide(
             failure,
             attempt=history.attempts,

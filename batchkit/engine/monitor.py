@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchkit.engine.delivery import Delivery
 from batchkit.engine.gate import Clock, Gate
@@ -20,13 +20,14 @@ _WINDOW_S = 30.0
 
 @dataclass(slots=True)
 class Readings:
-    """Where the gauges are read. `total` and `cost` give None while unknown; a cost comes with whether it is partial."""
+    """Where the gauges are read. `ended` gives results and failures; `total` and `cost` give None while unknown; a cost comes with whether it is partial."""
 
     tally: Tally
     pipeline: Pipeline
     delivery: Delivery
     gate: Gate
     concurrency: int
+    ended: Callable[[], tuple[int, int]]
     total: Callable[[], int | None]
     cost: Callable[[], tuple[float | None, bool]]
 
@@ -71,6 +72,9 @@ class Monitor:
     def close(self) -> None:
         """Show the final state and leave."""
         gauges = self._gauges(self._clock.now())
+        if gauges is not None:
+            # What was left undone by a run that stopped is not being waited for any more.
+            gauges = replace(gauges, waiting=0, holding="", detail="", seconds_left=None)
         for observer in tuple(self._observers):
             self._tick(observer, gauges)
             try:
@@ -96,7 +100,8 @@ class Monitor:
         if readings is None:
             return None
         tally, gate, delivery, pipeline = readings.tally, readings.gate, readings.delivery, readings.pipeline
-        ended = tally.succeeded + tally.failed
+        succeeded, failed = readings.ended()
+        ended = succeeded + failed
         tokens = tally.usage.total_tokens
         self._samples.append((now, ended, tokens))
         while len(self._samples) > 2 and now - self._samples[1][0] > _WINDOW_S:
@@ -119,8 +124,8 @@ class Monitor:
         cost, partial = readings.cost()
         return Gauges(
             total=total,
-            succeeded=tally.succeeded,
-            failed=tally.failed,
+            succeeded=succeeded,
+            failed=failed,
             in_flight=delivery.in_flight,
             waiting=waiting,
             requests_per_s=rate,

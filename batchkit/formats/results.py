@@ -32,10 +32,10 @@ from batchkit.records import Answer, Failure, FailureKind, Outcome, Reply, RunHe
 __all__ = [
     "BrokenLineError",
     "OutputLine",
+    "check",
     "decode",
     "encode",
     "is_whole",
-    "line_index",
     "run_from_json",
     "run_to_json",
 ]
@@ -43,6 +43,8 @@ __all__ = [
 _SEAL: Final = b',"crc32":"'
 _SEAL_SIZE: Final = len(_SEAL) + 8 + len(b'"}}')
 _BODY: Final = b',"body":'
+_INPUT: Final = b',"input_crc32":"'
+_RUN: Final = b',"run":{'
 _META: Final = b',"batchkit":{"index":'
 
 
@@ -118,10 +120,24 @@ def is_whole(line: bytes) -> bool:
     return seal == b'%b%08x"}}' % (_SEAL, crc32(line[:-_SEAL_SIZE]))
 
 
-def line_index(line: bytes) -> int:
-    """The index in a whole line, without reading its JSON."""
-    start = line.rfind(_META) + len(_META)
-    return int(line[start : line.index(b",", start)])
+def check(line: bytes) -> tuple[int, int, bool]:
+    """Of a line, given without its newline: its index, its input line's checksum, and whether it has a run header.
+
+    Reads no JSON: what is looked for stands behind the last `_META`. Raises BrokenLineError unless the line is whole.
+    """
+    covered = line[:-_SEAL_SIZE]
+    if line[-_SEAL_SIZE:] != b'%b%08x"}}' % (_SEAL, crc32(covered)):
+        raise BrokenLineError("its checksum does not match")
+    at = covered.rfind(_META)
+    comma = covered.find(b",", at + len(_META))
+    if at < 0 or covered[comma : comma + len(_INPUT)] != _INPUT:
+        raise BrokenLineError("it is not a line of batchkit's")
+    checksum = comma + len(_INPUT)
+    return (
+        int(covered[at + len(_META) : comma]),
+        int(covered[checksum : checksum + 8], 16),
+        covered.find(_RUN, checksum) >= 0,
+    )
 
 
 def decode(line: bytes) -> OutputLine:

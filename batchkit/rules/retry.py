@@ -19,6 +19,8 @@ __all__ = [
     "RetryAfter",
     "RetryPolicy",
     "StopRun",
+    "is_fault",
+    "never_reached",
     "remedy_of",
 ]
 
@@ -92,11 +94,28 @@ def remedy_of(failure: Failure) -> Remedy:
     return remedy
 
 
+def never_reached(failure: Failure) -> bool:
+    """Whether the attempt ended before there was a connection to send it over."""
+    if failure.status is not None or failure.maybe_billed:
+        return False
+    return (
+        failure.kind in (FailureKind.CONNECTION_ERROR, FailureKind.TIMEOUT) or failure.code == "host_unknown"
+    )
+
+
+def is_fault(failure: Failure) -> bool:
+    """Whether a failed attempt counts against its request.
+
+    Being told to wait does not, and neither does a network that is gone: the requests wait for it to come back.
+    """
+    return remedy_of(failure) is Remedy.AGAIN and not never_reached(failure)
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and after what wait a request is tried again.
 
-    `max_attempts` are those a request may spend on transient faults; being rate limited costs none. Waits are full jitter,
+    `max_attempts` are those a request may spend on transient faults (`is_fault`). Waits are full jitter,
     random(0, min(60, 0.5·2ⁿ)) seconds (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), and
     never less than the server asked for.
     """

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections import deque
 
 from batchkit.records import Answer, Failure, FailureKind, Reply, Request
-from batchkit.rules.retry import Remedy, StopRun, remedy_of
+from batchkit.rules.retry import Remedy, StopRun, never_reached, remedy_of
 
 __all__ = ["StopRule"]
 
 _ALIKE = 20
 _UNREACHED = 6
 """So many connections in vain, each after a longer wait, and nobody is there."""
+_UNREACHED_FOR_S = 3600.0
+"""An endpoint that was there before is waited for so long: networks come back, but a run must not wait for ever."""
 _REFUSALS = 3
 _REFUSALS_WITHIN_S = 60.0
 
@@ -31,6 +33,7 @@ class StopRule:
         self._alike: tuple[str, int] | None = ("", 0)
         self._not_api_in_a_row = 0
         self._unreached = 0
+        self._unreached_since: float | None = None
         self._refusals: deque[float] = deque(maxlen=_REFUSALS)
         self._unknown_models: set[str | None] = set()
 
@@ -55,11 +58,16 @@ class StopRule:
             self._succeeded = True
             self._alike = None
             self._not_api_in_a_row = 0
+            self._unreached_since = None
             return None
         if answer.kind is not FailureKind.NOT_AN_API:
             self._not_api_in_a_row = 0
-        if answer.kind is not FailureKind.CONNECTION_ERROR or answer.maybe_billed:
-            self._unreached = 0
+        if never_reached(answer):
+            self._unreached += 1
+            if self._unreached_since is None:
+                self._unreached_since = now
+        else:
+            self._unreached, self._unreached_since = 0, None
         match answer.kind:
             case FailureKind.QUOTA_EXHAUSTED:
                 return StopRun(answer.code, f"the quota is used up: {answer.message}")
@@ -73,10 +81,12 @@ class StopRule:
                     return StopRun(answer.code, answer.message)
             case FailureKind.NOT_FOUND:
                 return self._not_found(request, answer)
-            case FailureKind.CONNECTION_ERROR if not self._succeeded and not answer.maybe_billed:
-                self._unreached += 1
-                if self._unreached >= _UNREACHED:
-                    return StopRun("unreachable", f"the endpoint cannot be reached: {answer.message}")
+            case _ if self._unreached_since is not None and (
+                now - self._unreached_since >= _UNREACHED_FOR_S
+                if self._succeeded
+                else self._unreached >= _UNREACHED
+            ):
+                return StopRun("unreachable", f"the endpoint cannot be reached: {answer.message}")
             case FailureKind.NOT_AN_API:
                 self._not_api_in_a_row += 1
                 if self._answers == 1 or self._not_api_in_a_row >= _ALIKE:

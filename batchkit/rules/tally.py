@@ -188,6 +188,29 @@ class Tally:
             self._add_usage(outcome.answer.model, outcome.answer.usage, 0)
         self._credit(outcome.finished_at)
 
+    def merge(self, other: Tally) -> None:
+        """Add all that `other` was told; equal to having been told it, where the two know different runs."""
+        self.succeeded += other.succeeded
+        self.failed += other.failed
+        self.truncated += other.truncated
+        self.attempts += other.attempts
+        self.longest_s = max(self.longest_s, other.longest_s)
+        self._add_retries(other._reasons)
+        for model, bands in other._models.items():
+            name = _admit(self._models, model, MAX_MODELS, _add_bands)
+            _add_bands(self._models.setdefault(name, {}), bands)
+        for bucket, count in other._buckets.items():
+            self._buckets[bucket] = self._buckets.get(bucket, 0) + count
+        for code, error in other._errors.items():
+            name = _admit(self._errors, code, MAX_CODES, _add_errors)
+            _add_errors(self._errors.setdefault(name, [0, inf, ""]), error)
+        for start, last, simulated in zip(other._starts, other._lasts, other._simulated, strict=True):
+            self.start_run(start, simulated=simulated)
+            if last >= start:
+                self._credit(last)
+        for finished_at in other._stray or ():
+            self._credit(finished_at)
+
     def _add_retries(self, retries: Mapping[str, int]) -> None:
         reasons = self._reasons
         for reason, count in retries.items():

@@ -22,20 +22,21 @@ from typing import Any, Self
 
 import orjson
 
-from batchkit.errors import BatchkitError, UsageError
+from batchkit.errors import RunStopped, UsageError
 from batchkit.simulator.settings import SimulatorSettings
 
 __all__ = ["EmbeddedSimulator", "main", "serve"]
 
 _LONGEST_START_S = 60
 _LONGEST_STOP_S = 5
+_NOT_STARTED = "simulator_not_started"
 
 
 class EmbeddedSimulator:
     """A simulator in a child process: `async with EmbeddedSimulator(settings) as simulator: simulator.base_url`.
 
     Entering takes about two seconds, during which the event loop is free; it raises `UsageError` where the settings
-    cannot be had (a port in use), `BatchkitError` where the child does not start.
+    cannot be had (a port in use), `RunStopped` where the child does not start.
     """
 
     def __init__(self, settings: SimulatorSettings | None = None) -> None:
@@ -57,14 +58,21 @@ class EmbeddedSimulator:
                 line = await asyncio.to_thread(_greet, process, self.settings)
         except TimeoutError:
             await self._stop(patience_s=0)
-            raise BatchkitError(f"The simulator did not start within {_LONGEST_START_S} s.") from None
+            raise RunStopped(
+                f"the simulator did not start within {_LONGEST_START_S} s. Nothing was sent; start the same command again.",
+                code=_NOT_STARTED,
+            ) from None
         except BaseException:
             await self._stop(patience_s=0)
             raise
         if not line:
             status = process.wait()
             await self._stop(patience_s=0)
-            raise BatchkitError(f"The simulator ended before it was ready, with status {status}.")
+            raise RunStopped(
+                f"the simulator ended before it was ready, with status {status}. Nothing was sent; what it said of the cause "
+                "stands above.",
+                code=_NOT_STARTED,
+            )
         answer: dict[str, str] = orjson.loads(line)
         if "error" in answer:
             await self._stop(patience_s=_LONGEST_STOP_S)

@@ -13,10 +13,10 @@ from batchkit.formats.completions import read_answer
 from batchkit.formats.results import (
     BrokenLineError,
     OutputLine,
+    check,
     decode,
     encode,
     is_whole,
-    line_index,
     run_from_json,
     run_to_json,
 )
@@ -144,7 +144,7 @@ def test_what_was_written_is_read_back(line):
     assert written.count(b"\n") == 1
     assert is_whole(written[:-1])
     assert decode(written[:-1]) == line
-    assert line_index(written[:-1]) == line.outcome.index
+    assert check(written[:-1]) == (line.outcome.index, line.outcome.input_crc32, line.run is not None)
 
 
 @given(lines)

@@ -99,6 +99,21 @@ def test_results_failures_and_truncated_results_are_counted_apart():
     assert (tally.succeeded, tally.failed, tally.truncated, tally.attempts) == (2, 2, 1, 3)
 
 
+@given(st.data())
+@settings(deadline=None)
+def test_a_merged_tally_is_that_of_all_runs_told_to_one(data):
+    def run(number):
+        return [
+            outcome(index, data.draw(answers), finished_at=number * 1000.0 + data.draw(st.integers(0, 900)))
+            for index in range(number * 10, number * 10 + data.draw(st.integers(0, 5)))
+        ]
+
+    earlier, later = run(1), run(2)
+    merged = tally_of(*later, runs=(2000.0,))
+    merged.merge(tally_of(*earlier, runs=(1000.0,)))
+    assert merged == tally_of(*earlier, *later, runs=(1000.0, 2000.0))
+
+
 def test_attempts_are_repeated_for_the_reasons_that_outcomes_tell():
     tally = tally_of(
         result(attempts=4, retries={"rate_limited": 2, "timeout": 1}),

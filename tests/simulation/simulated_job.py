@@ -31,6 +31,7 @@ from pathlib import Path
 from random import Random, seed as seed_all
 from typing import Any
 
+from batchkit.audit import Audit
 from batchkit.engine.monitor import Monitor
 from batchkit.engine.stop import Stop
 from batchkit.engine.writer import SYNC_INTERVAL_S
@@ -38,6 +39,7 @@ from batchkit.errors import BatchkitError, Interrupted, JobDamaged
 from batchkit.formats.completions import endpoint_address
 from batchkit.job import JobRun
 from batchkit.records import Answer, FailureKind, Request, Trace, Usage
+from batchkit.rules.tally import Tally
 from batchkit.settings import Settings
 from batchkit.source import Source
 from batchkit.store import Store
@@ -168,7 +170,18 @@ async def run_once(
     source = Source(str(world.input), in_thread=clock.in_thread)
     store = Store.open(world.output, disk=disk)
     try:
-        job = JobRun(store, source, source.identify(), settings, ADDRESS, Monitor((), clock), clock, stop)
+        job = JobRun(
+            store,
+            source,
+            source.identify(),
+            settings,
+            ADDRESS,
+            Monitor((), clock),
+            clock,
+            stop,
+            at_once_bytes=random.choice((0, 1 << 20)),
+            audit=read_here,
+        )
         await job.load()
         for notice in store.notices:
             world.tell(notice)
@@ -189,6 +202,10 @@ async def run_once(
                 signalled.cancel()
     finally:
         store.close()
+
+
+async def read_here(audit: Audit) -> Tally | None:
+    return audit.read()
 
 
 def faults(world: World, crash_at: int | None) -> Any:

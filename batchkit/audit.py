@@ -1,0 +1,92 @@
+"""Reads a large output in a process of its own, beside the run that goes on with it.
+
+Two things take longer than a user who starts a job again should wait: looking whether every old line still has its
+checksum, and, where there is no checkpoint, adding the old lines up. Neither is needed to send the next request. They are
+done here, on another core; what they find comes before the run ends, and damage ends it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from anyio import run_process, to_thread
+
+from batchkit.errors import JobDamaged
+from batchkit.rules.tally import Tally
+from batchkit.store import JobPaths, read_output, scan_output
+
+__all__ = ["Audit", "main"]
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What is to be read: the first `results_bytes` and `errors_bytes` of a job's files, and all superseded failures.
+
+    With `add_up` the lines are added up as well.
+    """
+
+    output: Path
+    results_bytes: int
+    errors_bytes: int
+    add_up: bool
+
+    async def run(self) -> Tally | None:
+        """`read`, in a process of its own; cancelled, it ends that."""
+        order = {
+            "output": str(self.output),
+            "results_bytes": self.results_bytes,
+            "errors_bytes": self.errors_bytes,
+            "add_up": self.add_up,
+        }
+        command = [sys.executable, "-P", "-m", "batchkit.audit"]
+        process = await run_process(command, input=orjson.dumps(order), check=False)
+        if process.returncode:
+            # No room for another process, say: then here, where it takes its share of this one's time.
+            return await to_thread.run_sync(self.read, abandon_on_cancel=True)
+        found = orjson.loads(process.stdout)
+        if found["damage"] is not None:
+            raise JobDamaged(found["damage"])
+        return None if found["tally"] is None else Tally.from_state(found["tally"])
+
+    def read(self) -> Tally | None:
+        """The totals of the lines, or None if they were not asked for. Raises JobDamaged at a broken line."""
+        paths = JobPaths(self.output)
+        ends = ((paths.results, self.results_bytes), (paths.errors, self.errors_bytes))
+        if not self.add_up:
+            for path, end in ends:
+                for _ in scan_output(path, 0, end):
+                    pass
+            return None
+        tally = Tally()
+        for path, end in ends:
+            for line in read_output(path, 0, end):
+                if line.run is not None:
+                    tally.begin_run(line.run)
+                tally.add(line.outcome)
+        for path in paths.superseded():
+            for line in read_output(path):
+                if line.run is not None:
+                    tally.begin_run(line.run)
+                tally.add_superseded(line.outcome)
+        return tally
+
+
+def main() -> None:
+    """What the process does: an `Audit` on stdin, what it found on stdout."""
+    order = orjson.loads(sys.stdin.buffer.read())
+    audit = Audit(Path(order.pop("output")), **order)
+    found: dict[str, Any] = {"damage": None, "tally": None}
+    try:
+        tally = audit.read()
+        found["tally"] = None if tally is None else tally.state()
+    except JobDamaged as damage:
+        found["damage"] = str(damage)
+    sys.stdout.buffer.write(orjson.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -78,6 +78,15 @@ def test_the_defaults_are_those_promised():
         {"simulate": True, "base_url": "http://127.0.0.1/v1"},
         {"overwrite": True, "retry_failed": True},
         {"no_such_setting": 1},
+        {"model": 5},
+        {"job_id": 5},
+        {"base_url": 5},
+        {"set": [1]},
+        {"portkey_metadata": ["team"]},
+        {"portkey_config": {"retry": {}}},
+        {"cache_namespace": 4},
+        {"simulate": "no"},
+        {"overwrite": 1},
     ],
 )
 def test_a_value_that_means_nothing_is_wrong_usage_that_names_it(values):

@@ -198,7 +198,7 @@ def test_a_large_output_without_a_checkpoint_is_scanned_first_and_added_up_besid
     JobPaths(output).checkpoint.unlink()
     state, _ = load(output, at_once_bytes=0)
     assert list(state.done.intervals()) == list(at_once.done.intervals())
-    assert (state.job_id, state.run) == (at_once.job_id, at_once.run)
+    assert (state.job_id, state.run) == ("job", at_once.run)
     assert state.unadded == state.ended == (2, 1)
     assert state.tally.succeeded == 0
     assert state.audit is not None

@@ -66,6 +66,9 @@ class StopRule:
             self._unreached += 1
             if self._unreached_since is None:
                 self._unreached_since = now
+            gone_for_s = now - self._unreached_since
+            if gone_for_s >= _UNREACHED_FOR_S if self._succeeded else self._unreached >= _UNREACHED:
+                return StopRun("unreachable", f"the endpoint cannot be reached: {answer.message}")
         else:
             self._unreached, self._unreached_since = 0, None
         match answer.kind:
@@ -81,12 +84,6 @@ class StopRule:
                     return StopRun(answer.code, answer.message)
             case FailureKind.NOT_FOUND:
                 return self._not_found(request, answer)
-            case _ if self._unreached_since is not None and (
-                now - self._unreached_since >= _UNREACHED_FOR_S
-                if self._succeeded
-                else self._unreached >= _UNREACHED
-            ):
-                return StopRun("unreachable", f"the endpoint cannot be reached: {answer.message}")
             case FailureKind.NOT_AN_API:
                 self._not_api_in_a_row += 1
                 if self._answers == 1 or self._not_api_in_a_row >= _ALIKE:

@@ -81,6 +81,17 @@ async def test_after_max_attempts_the_last_failure_is_the_outcome():
     assert dict(outcome.retries) == {"server_error": 5}
 
 
+async def test_a_network_that_is_gone_for_ten_minutes_costs_no_attempt():
+    gone = [failure("connection_error")] * 15
+    scene = Scene({"a": [reply()], "b": [*gone, failure("server_error"), reply()]}, jitter=0.99)
+    await scene.delivery.deliver(ask("a"))
+    outcome = await scene.delivery.deliver(ask("b", 1))
+    assert scene.clock.now() > 600
+    assert outcome is not None
+    assert outcome.succeeded
+    assert dict(outcome.retries) == {"connection_error": 15, "server_error": 1}
+
+
 async def test_a_failure_for_good_is_not_tried_again():
     scene = Scene({"a": [failure("invalid_request", code="context_length_exceeded", status=400)]})
     outcome = await scene.delivery.deliver(ask())

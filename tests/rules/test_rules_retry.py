@@ -2,7 +2,16 @@ import pytest
 from hypothesis import given, strategies as st
 
 from batchkit.records import Failure, FailureKind as Kind
-from batchkit.rules.retry import DEFAULT_MAX_ATTEMPTS, GiveUp, Remedy, RetryAfter, RetryPolicy, remedy_of
+from batchkit.rules.retry import (
+    DEFAULT_MAX_ATTEMPTS,
+    GiveUp,
+    Remedy,
+    RetryAfter,
+    RetryPolicy,
+    is_fault,
+    never_reached,
+    remedy_of,
+)
 
 
 def failure(kind, **more):
@@ -66,6 +75,24 @@ def test_a_fault_is_tried_again_until_the_attempts_are_spent(kind):
     last = DEFAULT_MAX_ATTEMPTS
     assert isinstance(decide(kind, attempt=last - 1, faults=last - 1, same=last - 1), RetryAfter)
     assert decide(kind, attempt=last, faults=last, same=last) == GiveUp()
+
+
+@pytest.mark.parametrize(
+    ("failed", "reached"),
+    [
+        (failure(Kind.CONNECTION_ERROR), False),
+        (failure(Kind.TIMEOUT), False),
+        (Failure(Kind.MISDIRECTED, "host_unknown", "message"), False),
+        (failure(Kind.CONNECTION_ERROR, maybe_billed=True), True),
+        (failure(Kind.TIMEOUT, maybe_billed=True), True),
+        (failure(Kind.TIMEOUT, status=408), True),
+        (failure(Kind.SERVER_ERROR, status=500), True),
+        (Failure(Kind.MISDIRECTED, "tls_not_verified", "message"), True),
+    ],
+)
+def test_an_endpoint_that_was_not_reached_costs_no_attempt(failed, reached):
+    assert never_reached(failed) is not reached
+    assert is_fault(failed) is reached
 
 
 def test_one_attempt_means_no_second():

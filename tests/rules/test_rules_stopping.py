@@ -137,7 +137,7 @@ def test_attempts_that_are_repeated_neither_count_nor_show_anything():
 
 @pytest.mark.parametrize("kind", [Kind.RATE_LIMITED, Kind.OVERLOADED, Kind.SERVER_ERROR, Kind.TIMEOUT])
 def test_what_passes_by_itself_never_stops_a_run(kind):
-    assert judge(StopRule(), *[failure(kind)] * 500) == [None] * 500
+    assert judge(StopRule(), *[failure(kind, maybe_billed=kind is Kind.TIMEOUT)] * 500) == [None] * 500
 
 
 def test_only_a_completion_proves_the_endpoint():
@@ -163,5 +163,30 @@ def test_connections_that_come_about_and_break_are_not_an_endpoint_out_of_reach(
     assert judge(StopRule(), *[broken] * 50) == [None] * 50
 
 
-def test_after_a_success_the_network_may_go_away():
-    assert judge(proven(), *[failure(Kind.CONNECTION_ERROR)] * 50) == [None] * 50
+def test_connecting_in_vain_for_the_whole_timeout_is_an_endpoint_out_of_reach():
+    verdicts = judge(StopRule(), *[failure(Kind.TIMEOUT)] * 6)
+    assert verdicts[:5] == [None] * 5
+    assert verdicts[5].code == "unreachable"
+
+
+GONE = [
+    failure(Kind.CONNECTION_ERROR),
+    failure(Kind.TIMEOUT),
+    failure(Kind.MISDIRECTED, "host_unknown"),
+]
+
+
+@pytest.mark.parametrize("gone", GONE, ids=lambda gone: gone.kind.value)
+def test_after_a_success_the_network_may_go_away_for_an_hour(gone):
+    rule = proven()
+    assert [rule.judge(request(), gone, now) for now in range(0, 3600, 10)] == [None] * 360
+    verdict = rule.judge(request(), gone, 3600.0)
+    assert verdict is not None
+    assert verdict.code == "unreachable"
+
+
+def test_an_answer_in_between_begins_the_hour_anew():
+    rule = proven()
+    for at, answer in ((0.0, GONE[0]), (3000.0, failure(Kind.SERVER_ERROR, status=500)), (3500.0, GONE[0])):
+        assert rule.judge(request(), answer, at) is None
+    assert rule.judge(request(), GONE[0], 7000.0) is None

@@ -9,7 +9,7 @@ import sys
 import aiohttp
 import pytest
 
-from batchkit.errors import BatchkitError, UsageError
+from batchkit.errors import RunStopped, UsageError
 from batchkit.simulator import process
 from batchkit.simulator.process import EmbeddedSimulator
 from batchkit.simulator.server import Simulator
@@ -53,7 +53,7 @@ async def test_what_the_child_cannot_have_is_the_parents_usage_error():
 
 async def test_a_child_that_does_not_start_is_an_error(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(BatchkitError, match="status 1"):
+    with pytest.raises(RunStopped, match="status 1"):
         async with EmbeddedSimulator():
             pass
 
@@ -65,7 +65,7 @@ async def test_a_child_that_says_nothing_is_given_up(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(mute))
     monkeypatch.setattr(process, "_LONGEST_START_S", 0.05)
     embedded = EmbeddedSimulator()
-    with pytest.raises(BatchkitError, match="did not start"):
+    with pytest.raises(RunStopped, match="did not start"):
         async with embedded:
             pass
     assert embedded.pid is None

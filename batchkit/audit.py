@@ -17,7 +17,7 @@ from anyio import run_process, to_thread
 
 from batchkit.errors import JobDamaged
 from batchkit.rules.tally import Tally
-from batchkit.store import JobPaths, read_output, scan_output
+from batchkit.store import JobPaths, check_output, read_output
 
 __all__ = ["Audit", "main"]
 
@@ -58,8 +58,7 @@ class Audit:
         ends = ((paths.results, self.results_bytes), (paths.errors, self.errors_bytes))
         if not self.add_up:
             for path, end in ends:
-                for _ in scan_output(path, 0, end):
-                    pass
+                check_output(path, 0, end)
             return None
         tally = Tally()
         for path, end in ends:

@@ -23,13 +23,30 @@ from pathlib import Path
 from typing import Final
 
 from batchkit.errors import JobDamaged, JobLocked, OutputFull, OutputUnwritable, UsageError
-from batchkit.formats.results import BrokenLineError, OutputLine, check, decode, encode
+from batchkit.formats.results import (
+    BrokenLineError,
+    OutputLine,
+    check_lines,
+    decode,
+    encode,
+    has_run,
+    scan_lines,
+)
 
-__all__ = ["Disk", "JobPaths", "ScannedLines", "Store", "lock_holder", "read_output", "scan_output"]
+__all__ = [
+    "Disk",
+    "JobPaths",
+    "ScannedLines",
+    "Store",
+    "check_output",
+    "lock_holder",
+    "read_output",
+    "scan_output",
+]
 
 _PRIVATE: Final = 0o600
 _PIECE: Final = 1 << 20
-_SCANNED_BYTES: Final = 4 << 20
+_SCANNED_BYTES: Final = 1 << 20
 _LOCK_TRIES: Final = 5
 
 
@@ -366,43 +383,47 @@ class ScannedLines:
     indexes: list[int]
     input_crc32s: list[int]
     headed: list[OutputLine]
-    end: int
-    """The byte behind the last of them."""
 
 
 def scan_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[ScannedLines]:
     """The whole lines of one output file between two bytes, some thousand at a time, each checked but none read as JSON.
 
-    Some four times as fast as `read_output`, which tells all. Raises JobDamaged at a broken line.
+    Several times as fast as `read_output`, which tells all. Raises JobDamaged at a broken line.
     """
+    for offset, lines, raw in _pieces(path, start, end):
+        try:
+            indexes, input_crc32s = scan_lines(lines)
+        except BrokenLineError as error:
+            raise _damaged(path, offset + sum(len(line) + 1 for line in lines[: error.at]), error) from error
+        headed = [line for line in map(decode, lines) if line.run is not None] if has_run(raw) else []
+        yield ScannedLines(indexes, input_crc32s, headed)
+
+
+def check_output(path: Path, start: int = 0, end: int | None = None) -> None:
+    """Check the lines of one output file between two bytes. Raises JobDamaged at a broken line."""
+    for offset, lines, _ in _pieces(path, start, end):
+        try:
+            check_lines(lines)
+        except BrokenLineError as error:
+            raise _damaged(path, offset + sum(len(line) + 1 for line in lines[: error.at]), error) from error
+
+
+def _pieces(path: Path, start: int, end: int | None) -> Iterator[tuple[int, list[bytes], bytes]]:
+    """A file's whole lines, some thousand at a time: the byte where they begin, the lines, and all of them in one."""
     try:
         stream = path.open("rb")
     except FileNotFoundError:
         return
     with stream:
         stream.seek(start)
-        offset = start
-        rest = b""
-        left = (end if end is not None else path.stat().st_size) - start
-        while left > 0 and (piece := stream.read(min(_SCANNED_BYTES, left))):
-            left -= len(piece)
-            *lines, rest = (rest + piece).split(b"\n")
-            indexes: list[int] = []
-            input_crc32s: list[int] = []
-            headed: list[OutputLine] = []
-            try:
-                for line in lines:
-                    index, input_crc32, has_header = check(line)
-                    if has_header:
-                        headed.append(decode(line))
-                    indexes.append(index)
-                    input_crc32s.append(input_crc32)
-            except BrokenLineError as error:
-                raise _damaged(
-                    path, offset + sum(len(line) + 1 for line in lines[: len(indexes)]), error
-                ) from error
-            offset += sum(map(len, lines)) + len(lines)
-            yield ScannedLines(indexes, input_crc32s, headed, offset)
+        offset, rest = start, b""
+        left = (path.stat().st_size if end is None else end) - start
+        while left > 0 and (read := stream.read(min(_SCANNED_BYTES, left))):
+            left -= len(read)
+            raw = rest + read
+            *lines, rest = raw.split(b"\n")
+            yield offset, lines, raw
+            offset += len(raw) - len(rest)
 
 
 def read_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[OutputLine]:

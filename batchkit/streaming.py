@@ -24,6 +24,7 @@ from batchkit.engine.gate import SystemClock
 from batchkit.engine.monitor import Monitor, Readings
 from batchkit.engine.pipeline import Pipeline
 from batchkit.engine.stop import Stop
+from batchkit.errors import UsageError
 from batchkit.events import RequestFinished
 from batchkit.formats.requests import parse_record
 from batchkit.job import affordable, build_delivery, new_job_id, open_address
@@ -59,6 +60,10 @@ async def stream(
     the loop early ends what is in flight.
     """
     chosen = Settings.of({"progress": "off", **settings})
+    if isinstance(requests, Mapping | str | bytes) or not isinstance(requests, Iterable | AsyncIterable):
+        raise UsageError(
+            f"requests is a {type(requests).__name__}; it is an iterable of records, such as a list of dicts"
+        )
     progress = choose_progress(chosen.progress, sys.stderr)
     outcomes: deque[Outcome] = deque()
     came, taken = asyncio.Event(), asyncio.Event()

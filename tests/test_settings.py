@@ -79,7 +79,6 @@ def test_the_defaults_are_those_promised():
         {"overwrite": True, "retry_failed": True},
         {"no_such_setting": 1},
         {"model": 5},
-        {"job_id": 5},
         {"base_url": 5},
         {"set": [1]},
         {"portkey_metadata": ["team"]},
@@ -177,6 +176,9 @@ NEAR = [
     "gpu.local",
     "a.internal",
     "x.localhost",
+    "localhost.",
+    "my_service",
+    "한국.localhost",
 ]
 FAR = [
     "api.openai.com",
@@ -186,6 +188,8 @@ FAR = [
     "localhost.evil.com",
     "[2001:4860:4860::8888]",
     "[::ffff:8.8.8.8]",
+    "134744072",  # 8.8.8.8 in one number, as resolvers read it
+    "0x08080808",
 ]
 
 
@@ -219,6 +223,11 @@ def test_plain_http_elsewhere_takes_a_word(host):
         "https://host/v1/chat/completions/",
         "https://host:99999/v1",
         "https://[::1/v1",
+        "https://my host/v1",
+        "https://*/v1",
+        "https://../v1",
+        "https://xn--a/v1",
+        f"https://{'a' * 64}.com/v1",
     ],
 )
 def test_what_is_no_base_url_is_wrong_usage(url):

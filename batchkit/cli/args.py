@@ -141,20 +141,38 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
     """The settings of a run. Raises UsageError, naming where a wrong value came from."""
     values: dict[str, Any] = {}
     if args.settings is not None:
-        values.update(_from_file(Path(args.settings)))
+        values = _from_file(Path(args.settings))
         for name, value in values.items():
             _check(name, value, args.settings)
+    from_environment, typed = {}, {}
     for flag in _FLAGS.values():
         variable = _ENVIRONMENT_PREFIX + flag.name.upper()
         if environ.get(variable):
-            values[flag.name] = _read(flag, environ[variable], variable)
-            _check(flag.name, values[flag.name], variable)
-        typed = getattr(args, flag.name)
-        if typed is not None:
-            given = _read_pairs(flag, typed) if flag.pairs else _read(flag, typed, flag.option)
-            _check(flag.name, given, flag.option)
-            values[flag.name] = {**values.get(flag.name, {}), **given} if flag.pairs else given
+            from_environment[flag.name] = _read(flag, environ[variable], variable)
+            _check(flag.name, from_environment[flag.name], variable)
+        words = getattr(args, flag.name)
+        if words is not None:
+            typed[flag.name] = _read_pairs(flag, words) if flag.pairs else _read(flag, words, flag.option)
+            _check(flag.name, typed[flag.name], flag.option)
+    _lay_over(values, from_environment)
+    for name, value in typed.items():
+        if _FLAGS[name].pairs:
+            typed[name] = {**values.get(name, {}), **value}
+    _lay_over(values, typed)
     return Settings.of(values)
+
+
+_RIVALS = (("simulate", "base_url"), ("overwrite", "retry_failed"))
+"""Settings of which only one can be meant."""
+
+
+def _lay_over(values: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Have `above` win over `values`, also over what there excludes it: a job's file is rehearsed with --simulate."""
+    for pair in _RIVALS:
+        for one, other in (pair, reversed(pair)):
+            if above.get(one) and other not in above:
+                values.pop(other, None)
+    values.update(above)
 
 
 def _check(name: str, value: Any, source: str) -> None:

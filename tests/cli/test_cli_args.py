@@ -94,6 +94,17 @@ def test_flags_win_over_the_environment_and_that_over_the_file(toml):
     )
 
 
+def test_what_excludes_a_setting_from_further_away_wins_over_it(toml):
+    file = toml('base_url = "http://a/v1"\noverwrite = true')
+    rehearsal = read(*file, "--simulate", environ={"BATCHKIT_RETRY_FAILED": "1"})
+    assert (rehearsal.simulate, rehearsal.base_url) == (True, None)
+    assert (rehearsal.retry_failed, rehearsal.overwrite) == (True, False)
+    real = read("--base-url", "http://b/v1", environ={"BATCHKIT_SIMULATE": "1"})
+    assert (real.simulate, real.base_url) == (False, "http://b/v1")
+    with pytest.raises(UsageError, match="exclude each other"):
+        read("--simulate", "--base-url", "http://a/v1")
+
+
 def test_pairs_may_be_repeated_and_are_added_to_those_of_the_file(toml):
     file = toml("[set]\ntemperature = 0\nseed = 1\n[portkey_metadata]\nteam = 'a'")
     chosen = read(*file, "--set", "seed=2", "--set", 'stop=["x"]', "--portkey-metadata", "env=test")

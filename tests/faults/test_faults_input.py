@@ -182,7 +182,7 @@ def test_fault_24_strange_ids_and_metadata_are_encoded_or_fail_their_line(
     succeeded, failed = counts(ran.json)
     assert succeeded + failed == len(fields)
     assert succeeded == len(endpoint.received)
-    assert {each["error"]["code"] for each in files.errors} == {"invalid_request_line"}
+    assert {each["error"]["code"] for each in files.errors} <= {"invalid_request_line", "invalid_header"}
     for headers, _ in endpoint.received:
         assert "x-injected" not in headers
         assert all(value.isascii() and value.isprintable() for value in headers.values())

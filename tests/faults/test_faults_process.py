@@ -1,0 +1,327 @@
+"""Process: each fault is made, and each test's name is what then holds. The numbers are those of the list of faults."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import pytest
+
+from batchkit.endpoint import Endpoint
+from batchkit.formats.completions import endpoint_address
+from batchkit.records import Reply, Request, Trace
+from batchkit.store import read_output
+from batchkit.testing import FaultyDisk, ManualClock, ScriptedEndpoint
+
+
+def indexes(job):
+    return sorted(each.outcome.index for each in read_output(job.output))
+
+
+# --- limits of the machine -----------------------------------------------------------------------------------------
+
+
+def test_fault_40_64_file_descriptors_with_concurrency_1000_give_a_lower_bound_and_a_warning(
+    broken, simulate, files, write_requests
+):
+    simulator = simulate(speed=100)
+    words = ["run", write_requests(300), "-o", files.results_path, "--base-url", simulator.base_url, "--json"]
+    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
+    run = broken(*words, "--concurrency", 1000, "--progress", "log", patch=few)
+    out, err = run.communicate()
+    assert run.returncode == 0, err
+    files.assert_summary_is_a_fold(json.loads(out), 300)
+    assert "may open only 64 files" in err
+    assert "ulimit -n" in err
+    assert 8 <= simulator.stats.max_in_flight < 64
+    # None was lost to a socket that could not be opened.
+    assert simulator.stats.received == 300
+
+
+async def test_fault_41_a_slow_disk_holds_the_run_back_and_memory_stays_flat(make_job):
+    """Each write takes as long as ten answers: what waits for it is what was in flight, however long the job."""
+    peaks = {}
+    for count in (200, 800):
+        job, clock = make_job(count), ManualClock()
+        endpoint = ScriptedEndpoint(clock=clock, latency_s=0.001)
+        most_waiting = written = 0
+
+        def slow(what, _number, endpoint=endpoint):
+            nonlocal most_waiting, written
+            if what == "write":
+                time.sleep(0.001)
+                most_waiting = max(most_waiting, len(endpoint.attempts) - endpoint.in_flight - written)
+                written += 1
+
+        tracemalloc.start()
+        await job.run(FaultyDisk(slow), clock=clock, endpoint=_Forgetful(endpoint), concurrency=16)
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert indexes(job) == list(range(count))
+        assert most_waiting <= 16
+    assert peaks[800] < peaks[200] * 1.5, peaks
+
+
+class _Forgetful:
+    """Keeps no request, so that a test can look at memory; only how many there were."""
+
+    def __init__(self, endpoint):
+        self._endpoint = endpoint
+
+    async def attempt(self, request, trace):
+        answer = await self._endpoint.attempt(request, trace)
+        self._endpoint.attempts[:] = [None] * len(self._endpoint.attempts)
+        return answer
+
+
+async def test_a_stalled_event_loop_loses_no_answer_that_has_long_arrived(simulate):
+    simulator = simulate()
+    body = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"?"}]}'
+    address = endpoint_address(simulator.base_url, version="0", timeout=1)
+    loop, stalled = asyncio.get_running_loop(), False
+
+    def stall():
+        nonlocal stalled
+        stalled = simulator.stats.answered == 1
+        if stalled:
+            time.sleep(2.1)  # the deadline and the second after which its timer counts as late
+        else:
+            loop.call_soon(stall)
+
+    async with Endpoint(address, timeout=1.0) as endpoint:
+        loop.call_soon(stall)
+        answer = await endpoint.attempt(Request(0, "r", body), Trace("0" * 31 + "1", "0" * 15 + "1"))
+    assert stalled
+    assert isinstance(answer, Reply)
+
+
+# --- signals -------------------------------------------------------------------------------------------------------
+
+
+def told(run, word):
+    said = ""
+    while word not in said:
+        said = run.stderr.readline()
+        assert said, "it was never said"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_fault_42_a_signal_once_drains_and_all_drained_results_are_on_the_disk(
+    number, code, command, held, files
+):
+    run, endpoint, words = held
+    run.send_signal(number)
+    told(run, "stopping")
+    endpoint.release()
+    summary = json.loads(run.communicate()[0])
+    assert run.returncode == code
+    assert (summary["status"], summary["requests"]["pending"]) == ("interrupted", 20)
+    assert len(endpoint.received) == len(files.results) == 20
+    files.assert_summary_is_a_fold(command(*words).json, 40)
+    assert len(endpoint.received) == 40
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_fault_42_a_signal_twice_leaves_at_once_and_still_whole(number, command, held, files):
+    run, endpoint, words = held
+    run.send_signal(number)
+    told(run, "stopping")
+    run.send_signal(number)
+    summary = json.loads(run.communicate()[0])
+    assert run.returncode == 128 + number
+    assert summary == files.summary
+    assert summary["requests"]["succeeded"] == len(files.results) == 7
+    endpoint.release()
+    files.assert_summary_is_a_fold(command(*words).json, 40)
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "0<&-", "1>/dev/full", "2>/dev/full", "1>&- 2>&- 0<&-"])
+def test_fault_42_a_closed_stdout_or_stderr_is_quiet_and_costs_no_answer(
+    closed, command, provider, files, write_requests
+):
+    words = [
+        "-m",
+        "batchkit",
+        "run",
+        write_requests(20),
+        "-o",
+        files.results_path,
+        "--base-url",
+        provider.base_url,
+    ]
+    argv = ["/bin/sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, *map(str, words)]
+    done = subprocess.run(
+        argv, capture_output=True, timeout=60, check=False, cwd=command.folder, env=command.environ
+    )
+    assert done.returncode == 0, done
+    assert b"Traceback" not in done.stderr
+    files.assert_summary_is_a_fold(files.summary, 20)
+
+
+# --- clocks --------------------------------------------------------------------------------------------------------
+
+
+class Jumping(ManualClock):
+    """Ten seconds after it was made, one of its clocks jumps."""
+
+    def __init__(self, *, wall=0.0, steady=0.0):
+        super().__init__()
+        self._wall, self._steady = wall, steady
+
+    def now(self):
+        return super().now() + (self._steady if self._now >= 10 else 0.0)
+
+    def time(self):
+        return super().time() + (self._wall if self._now >= 10 else 0.0)
+
+
+class Dated:
+    """Remembers when each attempt began, on a clock that does not jump."""
+
+    def __init__(self, clock):
+        self._clock = clock
+        self._endpoint = ScriptedEndpoint(clock=clock, latency_s=2.0)
+        self.at = []
+
+    async def attempt(self, request, trace):
+        self.at.append(self._clock._now)
+        return await self._endpoint.attempt(request, trace)
+
+
+JUMPS = [{"wall": -7200.0}, {"wall": 7200.0}, {"steady": 3600.0}]
+
+
+@pytest.mark.parametrize("jump", JUMPS, ids=str)
+async def test_fault_43_clock_set_back_or_machine_asleep_for_an_hour_and_no_storm_after_it(jump, make_job):
+    job, clock = make_job(60), Jumping(**jump)
+    endpoint = Dated(clock)
+    summary = await job.run(clock=clock, endpoint=endpoint, concurrency=16, rpm=60)
+    assert indexes(job) == list(range(60))
+    assert 30 < endpoint.at[-1] < 75
+    # One a second, and what may come at once is not more after the jump than before it.
+    assert max(sum(start <= at < start + 5 for at in endpoint.at) for start in endpoint.at) <= 6
+    assert summary["time"]["active_s"] >= 0
+    assert summary["latency_s"]["max"] >= 0
+    assert all(rate is None or rate >= 0 for rate in summary["throughput"].values())
+    # Read from the files it is the same.
+    again = await job.run(clock=ManualClock(clock.time() + 60))
+    assert again["requests"] == summary["requests"]
+    assert again["usage"] == summary["usage"]
+    assert again["time"]["active_s"] == summary["time"]["active_s"]
+
+
+# --- parts that die ------------------------------------------------------------------------------------------------
+
+
+async def test_fault_44_the_writer_dies_and_the_run_stops_with_the_cause(make_job):
+    job, clock = make_job(200), ManualClock()
+    endpoint = ScriptedEndpoint(clock=clock, latency_s=0.1)
+    written = begun = 0
+
+    def dies(what, _number):
+        nonlocal written, begun
+        if what == "write":
+            written += 1
+            if written == 9:
+                begun = len(endpoint.attempts)
+                raise ZeroDivisionError("nobody thought of it")
+
+    with pytest.raises(BaseException) as caught:
+        await job.run(FaultyDisk(dies), clock=clock, endpoint=endpoint, concurrency=8)
+    assert "nobody thought of it" in _all_messages(caught.value)
+    assert len(endpoint.attempts) == begun < 200
+    summary = await job.run()
+    assert indexes(job) == list(range(200))
+    assert summary["requests"]["succeeded"] == 200
+    assert job.billed <= 200 + 8
+
+
+def _all_messages(error):
+    if isinstance(error, BaseExceptionGroup):
+        return " ".join(map(_all_messages, error.exceptions))
+    return f"{error!r} {error.__cause__!r}"
+
+
+class Broken:
+    """An observer that fails at what it is told to fail at."""
+
+    interval_s = 0.05
+
+    def __init__(self, at):
+        self._at = at
+
+    def handle(self, event):
+        if self._at == "handle":
+            raise ZeroDivisionError
+
+    def tick(self, gauges):
+        if self._at == "tick":
+            raise ZeroDivisionError
+
+    def close(self):
+        if self._at == "close":
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("at", ["handle", "tick", "close"])
+async def test_fault_45_the_progress_bar_crashes_and_the_results_are_kept(at, make_job):
+    job = make_job(20)
+    summary = await job.run(observers=(Broken(at),))
+    assert indexes(job) == list(range(20))
+    assert summary["status"] == "completed"
+    assert json.loads(job.output.with_name("results.summary.json").read_bytes()) == summary
+
+
+def test_fault_45_the_report_crashes_and_the_results_are_kept(
+    command, broken, provider, files, write_requests
+):
+    words = ["run", write_requests(20), "-o", files.results_path, "--base-url", provider.base_url, "--json"]
+    patch = "from batchkit.formats import report; report.render_html = lambda summary: 1 / 0"
+    run = broken(*words, "--progress", "log", patch=patch)
+    out, err = run.communicate()
+    assert run.returncode == 0, err
+    assert "ZeroDivisionError" in err
+    files.assert_summary_is_a_fold(json.loads(out), 20)
+    assert not files.report_path.exists()
+    command("report", files.results_path)
+    assert files.report_path.exists()
+
+
+# --- what models say -----------------------------------------------------------------------------------------------
+
+EVIL = "<script>alert(1)</script>\x1b[2J\x1b]0;owned\x07\u202egnp.exe\u2066\x9b31m\r\x00<img src=x onerror=alert(1)>"
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_fault_47_script_esc_and_bidi_in_what_a_model_says_are_harmless_in_terminal_and_report(
+    refused, command, record, files, tmp_path
+):
+    def respond(number):
+        if refused and number % 2:
+            return 400, {}, {"error": {"message": EVIL, "code": EVIL, "type": EVIL}}
+        message = {"role": "assistant", "content": EVIL}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        return 200, {"x-request-id": "r"}, {"id": EVIL, "model": EVIL, "choices": choices, "usage": usage}
+
+    endpoint = record(respond=respond)
+    path = tmp_path / "requests.jsonl"
+    body = {"model": EVIL, "messages": [{"role": "user", "content": EVIL}]}
+    path.write_text("".join(json.dumps({"custom_id": f"{EVIL}{n}", "body": body}) + "\n" for n in range(6)))
+    words = ["run", path, "-o", files.results_path, "--base-url", endpoint.base_url, "--progress", "log"]
+    ran = command(*words, code=1 if refused else 0)
+    status, report = command("status", files.results_path), command("report", files.results_path)
+    for text in (ran.out, ran.err, status.out, report.out):
+        assert not [each for each in text if each != "\n" and not each.isprintable()]
+        assert "\u202e" not in text
+    page = files.report_path.read_text(encoding="utf-8")
+    assert "alert(1)" in page  # it is told, as text
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert not {"\x1b", "\u202e", "\u2066", "\x07", "\x00"} & set(page)
+    # In the lines it stands as it came.
+    assert {each["response"]["body"]["model"] for each in files.results} == {EVIL}
+    assert all(each["response"]["body"]["choices"][0]["message"]["content"] == EVIL for each in files.results)

@@ -98,8 +98,12 @@ class JobState:
         """Mark the lines of a file done, without adding them up; how many there are."""
         count = 0
         for lines in scan_output(path):
+            twice = self.done.add_all(lines.indexes)
+            if twice is not None:
+                raise _doubled(twice)
+            checksums = self._checksums_up_to(max(lines.indexes, default=-1))
             for index, input_crc32 in zip(lines.indexes, lines.input_crc32s, strict=True):
-                self._mark(index, input_crc32)
+                checksums[index] = input_crc32
             for line in lines.headed:
                 self._meet(line)
             count += len(lines.indexes)
@@ -107,18 +111,17 @@ class JobState:
 
     def _mark(self, index: int, input_crc32: int) -> None:
         if not self.done.add(index):
-            raise JobDamaged(
-                f"the output has two lines for request {index}. Nothing was written. `batchkit repair` moves the second "
-                "one aside."
-            )
+            raise _doubled(index)
         if self.checksums is not None:
-            missing = index + 1 - len(self.checksums)
-            if missing > 0:
-                # By more than what is missing, or each of ten million lines would move all before it.
-                self.checksums.frombytes(
-                    bytes((missing + len(self.checksums) // 8) * self.checksums.itemsize)
-                )
-            self.checksums[index] = input_crc32
+            self._checksums_up_to(index)[index] = input_crc32
+
+    def _checksums_up_to(self, index: int) -> array[int]:
+        checksums = self.checksums = array("I") if self.checksums is None else self.checksums
+        missing = index + 1 - len(checksums)
+        if missing > 0:
+            # By more than what is missing, or each of ten million lines would move all before it.
+            checksums.frombytes(bytes((missing + len(checksums) // 8) * checksums.itemsize))
+        return checksums
 
     def _meet(self, line: OutputLine) -> None:
         if self.job_id is None:
@@ -146,6 +149,12 @@ class JobState:
                     "another. Nothing was sent. Give the input as it was, or another output, or begin anew with --overwrite."
                 )
         return True
+
+
+def _doubled(index: int) -> JobDamaged:
+    return JobDamaged(
+        f"the output has two lines for request {index}. Nothing was written. `batchkit repair` moves the second one aside."
+    )
 
 
 AT_ONCE_BYTES = 32 << 20

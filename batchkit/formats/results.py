@@ -19,7 +19,9 @@ A line is OpenAI Batch output with one object more:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -37,7 +39,7 @@ __all__ = [
     "check_lines",
     "decode",
     "encode",
-    "has_run",
+    "headed_lines",
     "is_whole",
     "run_from_json",
     "run_to_json",
@@ -136,13 +138,13 @@ def check_lines(lines: Sequence[bytes]) -> None:
             raise BrokenLineError("its checksum does not match", lines.index(line))
 
 
-def scan_lines(lines: Sequence[bytes]) -> tuple[list[int], list[int]]:
+def scan_lines(lines: Sequence[bytes]) -> tuple[list[int], array[int]]:
     """The indexes and the checksums of their input lines that whole lines hold, read with a pattern instead of as JSON.
 
     Raises BrokenLineError at the first that is not whole.
     """
-    indexes: list[int] = []
-    input_crc32s: list[int] = []
+    indexes: list[bytes] = []
+    input_crc32s: list[bytes] = []
     match = _INDEX.match
     # What ten million lines pass through is written out: a call for each would take half as long again.
     for line in lines:
@@ -153,14 +155,17 @@ def scan_lines(lines: Sequence[bytes]) -> tuple[list[int], list[int]]:
         if found is None:
             raise BrokenLineError("it is not a line of batchkit's", len(indexes))
         index, input_crc32 = found.groups()
-        indexes.append(int(index))
-        input_crc32s.append(int(input_crc32, 16))
-    return indexes, input_crc32s
+        indexes.append(index)
+        input_crc32s.append(input_crc32)
+    checksums = array("I", bytes.fromhex(b"".join(input_crc32s).decode()))
+    if sys.byteorder == "little":
+        checksums.byteswap()
+    return list(map(int, indexes)), checksums
 
 
-def has_run(lines: bytes) -> bool:
-    """Whether a run header may stand somewhere in a piece of a file; if not, there is none."""
-    return _RUN in lines
+def headed_lines(lines: Iterable[bytes]) -> list[OutputLine]:
+    """Those of whole lines that have a run header."""
+    return [line for line in (decode(line) for line in lines if _RUN in line) if line.run is not None]
 
 
 def decode(line: bytes) -> OutputLine:

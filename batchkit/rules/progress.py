@@ -57,6 +57,22 @@ class DoneIndexes:
         self._count += 1
         return True
 
+    def add_all(self, indexes: Iterable[int]) -> int | None:
+        """Mark all of them done, in one go where they lie together; the first that was already, or that comes twice."""
+        ordered = sorted(indexes)
+        if not ordered:
+            return None
+        first, end = ordered[0], ordered[-1] + 1
+        if end - first == len(ordered) and first >= self.end and len(set(ordered)) == len(ordered):
+            if self._ends and self._ends[-1] == first:
+                self._ends[-1] = end
+            else:
+                self._starts.append(first)
+                self._ends.append(end)
+            self._count += end - first
+            return None
+        return next((index for index in ordered if not self.add(index)), None)
+
     def intervals(self) -> Iterator[tuple[int, int]]:
         """The intervals in ascending order, as the constructor takes them."""
         return zip(self._starts, self._ends, strict=True)

@@ -16,7 +16,7 @@ from batchkit.formats.results import (
     check_lines,
     decode,
     encode,
-    has_run,
+    headed_lines,
     is_whole,
     run_from_json,
     run_to_json,
@@ -146,8 +146,9 @@ def test_what_was_written_is_read_back(line):
     assert written.count(b"\n") == 1
     assert is_whole(written[:-1])
     assert decode(written[:-1]) == line
-    assert scan_lines([written[:-1]]) == ([line.outcome.index], [line.outcome.input_crc32])
-    assert has_run(written) or line.run is None
+    indexes, input_crc32s = scan_lines([written[:-1]])
+    assert (indexes, list(input_crc32s)) == ([line.outcome.index], [line.outcome.input_crc32])
+    assert headed_lines([written[:-1]]) == ([] if line.run is None else [line])
     check_lines([written[:-1]])
 
 

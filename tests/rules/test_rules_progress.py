@@ -33,3 +33,15 @@ def test_touching_intervals_become_one(indexes):
 def test_what_are_no_ascending_intervals_is_refused(intervals):
     with pytest.raises(ValueError, match="ascending"):
         DoneIndexes(intervals)
+
+
+@given(st.lists(st.lists(st.integers(0, 60), max_size=20), max_size=6))
+def test_adding_many_at_once_is_adding_one_after_the_other(batches):
+    at_once, singly = DoneIndexes(), DoneIndexes()
+    for batch in batches:
+        twice = next((index for index in sorted(batch) if not singly.add(index)), None)
+        assert at_once.add_all(batch) == twice
+        if twice is not None:
+            return
+        assert list(at_once.intervals()) == list(singly.intervals())
+        assert len(at_once) == len(singly)

@@ -246,8 +246,8 @@ def crash(world: World, disk: FaultyDisk) -> None:
                 f"a result {age:.3f} s old was lost with the power"
             )
         world.forgiven += len(lost)
-    # One torn line, and all that was in flight.
-    world.forgiven += 1 + world.in_flight.total()
+    # One torn line, and all that was in flight; on a full disk, also the answers that were held for want of room.
+    world.forgiven += 1 + world.in_flight.total() + (world.concurrency if world.was_full else 0)
     world.in_flight.clear()
     checkpoint = world.output.with_name("results.checkpoint.json")
     if checkpoint.exists() and random.random() < 0.2:

@@ -1,0 +1,93 @@
+"""Whole jobs, made of seeds: the promises hold over all of them; and a store that breaks one is found out.
+
+`make simulation` lives through a million. `python tests/simulation/simulated_job.py 4711` tells the story of one.
+"""
+
+import pytest
+import simulated_job
+
+from batchkit.testing import FaultyDisk
+
+SEEDS = 1_500
+AT_ONCE = 125
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
+def test_nothing_is_lost_and_nothing_stands_twice_whatever_happened(first):
+    seeds, crashes, _ = simulated_job.check_many(range(first, first + AT_ONCE))
+    assert seeds == AT_ONCE
+    assert crashes > AT_ONCE / 4
+
+
+@pytest.mark.parametrize("seed", [7, 23, 99])
+def test_a_seed_told_twice_is_the_same_story(seed):
+    first, second = simulated_job.check(seed), simulated_job.check(seed)
+    assert first.told == second.told
+    assert first.billed == second.billed
+    assert first.wall == second.wall
+
+
+class LyingSync(FaultyDisk):
+    """Says that all is on the disk, and has put nothing there."""
+
+    def sync(self, descriptor):
+        self._step("sync")
+
+
+class ForgetfulWrite(FaultyDisk):
+    """Now and then reports a line as written and does not write it."""
+
+    def write(self, descriptor, data):
+        if self.steps % 13 == 7 and data.startswith(b'{"id":"batch_req_'):
+            self._step("write")
+            return len(data)
+        return super().write(descriptor, data)
+
+
+class StutteringWrite(FaultyDisk):
+    """Now and then writes a line twice."""
+
+    def write(self, descriptor, data):
+        if self.steps % 13 == 7 and data.startswith(b'{"id":"batch_req_'):
+            super().write(descriptor, data)
+        return super().write(descriptor, data)
+
+
+class StuckTruncate(FaultyDisk):
+    """Says that a torn end was cut off, and leaves it standing."""
+
+    def truncate(self, descriptor, size):
+        self._step("truncate")
+
+
+@pytest.mark.parametrize("disk", [LyingSync, ForgetfulWrite, StutteringWrite, StuckTruncate])
+def test_a_store_that_breaks_a_promise_is_found_out(disk, monkeypatch, capsys):
+    """Within so few seeds, by an assertion or because the next run finds its files damaged."""
+    monkeypatch.setattr(simulated_job, "FaultyDisk", disk)
+    found = 0
+    for seed in range(60):
+        try:
+            simulated_job.check(seed)
+        except (AssertionError, simulated_job.JobDamaged):
+            found += 1
+    assert found
+    assert "seed " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("prompt_tokens", lambda usage: usage["prompt_tokens"] + 1),
+        ("total_tokens", lambda usage: usage["total_tokens"] - 1),
+    ],
+)
+def test_totals_that_are_not_those_of_the_lines_are_found_out(name, broken, monkeypatch, capsys):
+    verify = simulated_job.verify
+
+    def verify_wrong(world, summary):
+        usage = summary["usage"] | {name: broken(summary["usage"])}
+        verify(world, summary | {"usage": usage})
+
+    monkeypatch.setattr(simulated_job, "verify", verify_wrong)
+    with pytest.raises(AssertionError):
+        simulated_job.check(1)

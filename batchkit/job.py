@@ -251,7 +251,11 @@ class JobRun:
         settings = self._settings
         self._state = state = await self._clock.in_thread(
             lambda: load_for_run(
-                self._store, self._identity, rescan=settings.rescan, at_once_bytes=self._at_once_bytes
+                self._store,
+                self._identity,
+                rescan=settings.rescan,
+                at_once_bytes=self._at_once_bytes,
+                tell=lambda message: self._monitor.emit(Notice(message)),
             )
         )
         if state.job_id is not None:

@@ -7,7 +7,7 @@ does not fit the files is left aside.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,16 @@ class JobState:
             self._mark(line.outcome.index, line.outcome.input_crc32)
             self.tally.add(line.outcome)
 
-    def scan(self, path: Path) -> int:
-        """Mark the lines of a file done, without adding them up; how many there are."""
+    def scan(self, path: Path, tell: Callable[[str], None]) -> int:
+        """Mark the lines of a file done, without adding them up; how many there are. `tell` hears how far it is."""
         count = 0
+        size, told_at = path.stat().st_size, 0
         for lines in scan_output(path):
+            if lines.end - told_at >= _TOLD_BYTES:
+                told_at = lines.end
+                tell(
+                    f"there is no checkpoint to go by: {told_at / 1e9:.1f} of {size / 1e9:.1f} GB of {path.name} read"
+                )
             twice = self.done.add_all(lines.indexes)
             if twice is not None:
                 raise _doubled(twice)
@@ -157,17 +163,24 @@ def _doubled(index: int) -> JobDamaged:
     )
 
 
+_TOLD_BYTES = 512 << 20
 AT_ONCE_BYTES = 32 << 20
 """Files up to this size are read whole before a run begins, which takes a second at most."""
 
 
 def load_for_run(
-    store: Store, identity: InputIdentity, *, rescan: bool = False, at_once_bytes: int = AT_ONCE_BYTES
+    store: Store,
+    identity: InputIdentity,
+    *,
+    rescan: bool = False,
+    at_once_bytes: int = AT_ONCE_BYTES,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> JobState:
     """The state of a job that is about to run; mends the ends of its files.
 
     Of files longer than `at_once_bytes` only what the run needs to begin is read, and `audit` in the state is what is to be
-    read beside it. Raises JobDamaged where the files cannot be believed. `store.notices` tells what was mended.
+    read beside it. `tell` hears how far a long reading is, `store.notices` what was mended. Raises JobDamaged where the files
+    cannot be believed.
     """
     checkpoint = None if rescan else _usable(store, identity)
     at_once = sum(store.sizes) <= at_once_bytes
@@ -187,7 +200,7 @@ def load_for_run(
         state.fold(store.recover())
         return state
     store.mend()
-    state.unadded = (state.scan(store.paths.results), state.scan(store.paths.errors))
+    state.unadded = (state.scan(store.paths.results, tell), state.scan(store.paths.errors, tell))
     state.audit = Audit(store.paths.results, *store.sizes, add_up=True)
     return state
 

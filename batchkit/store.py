@@ -384,6 +384,8 @@ class ScannedLines:
     indexes: list[int]
     input_crc32s: array[int]
     headed: list[OutputLine]
+    end: int
+    """The byte behind the last of them."""
 
 
 def scan_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[ScannedLines]:
@@ -396,7 +398,8 @@ def scan_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[
             indexes, input_crc32s = scan_lines(lines)
         except BrokenLineError as error:
             raise _damaged(path, offset + sum(len(line) + 1 for line in lines[: error.at]), error) from error
-        yield ScannedLines(indexes, input_crc32s, headed_lines(lines))
+        end_at = offset + sum(map(len, lines)) + len(lines)
+        yield ScannedLines(indexes, input_crc32s, headed_lines(lines), end_at)
 
 
 def check_output(path: Path, start: int = 0, end: int | None = None) -> None:

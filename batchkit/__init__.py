@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from batchkit.version import __version__
 
 if TYPE_CHECKING:
+    from batchkit.api import arun, report, run, status
     from batchkit.errors import (
         BatchkitError,
         EndpointRefused,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
         TooManyFailures,
         UsageError,
     )
-    from batchkit.job import arun, report, run, status
     from batchkit.records import Failure, FailureKind, Outcome, Reply, Usage
     from batchkit.repair import repair
     from batchkit.simulator.server import Simulator
@@ -74,7 +74,7 @@ _HOMES = {
         "BatchkitError EndpointRefused Interrupted JobDamaged JobError JobLocked JobMismatch MissingExtraError "
         "OutputFull OutputUnwritable RunStopped TooManyFailures UsageError"
     ),
-    "batchkit.job": "arun report run status",
+    "batchkit.api": "arun report run status",
     "batchkit.records": "Failure FailureKind Outcome Reply Usage",
     "batchkit.repair": "repair",
     "batchkit.simulator.server": "Simulator",

@@ -7,26 +7,16 @@ happened, leave files that say exactly what was answered.
 
 from __future__ import annotations
 
-import asyncio
-import os
-import random
-import resource
-import secrets
-import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any
 
 import anyio
 
 from batchkit.audit import Audit
 from batchkit.endpoint import Endpoint
-from batchkit.engine.delivery import Delivery
-from batchkit.engine.gate import Clock, Gate, SystemClock
+from batchkit.engine.gate import Clock, SystemClock
 from batchkit.engine.monitor import Monitor, Readings
 from batchkit.engine.pipeline import Pipeline
 from batchkit.engine.stop import Stop
@@ -44,75 +34,23 @@ from batchkit.errors import (
 from batchkit.events import Notice, Observer, RunFinished, RunStarted, RunStopping
 from batchkit.formats import report as report_format, summary as summary_format
 from batchkit.formats.checkpoint import Checkpoint, encode_checkpoint
-from batchkit.formats.completions import EndpointAddress, endpoint_address
+from batchkit.formats.completions import EndpointAddress
 from batchkit.formats.requests import parse_line
 from batchkit.formats.results import OutputLine
-from batchkit.observers.progress import choose as choose_progress
+from batchkit.parts import affordable, build_delivery, new_job_id, open_address
 from batchkit.records import BadLine, Line, Outcome, Request, RunHeader
-from batchkit.rules.pacing import Pacer
 from batchkit.rules.pricing import PriceList, cost_of
-from batchkit.rules.retry import RetryPolicy
-from batchkit.rules.stopping import StopRule
 from batchkit.rules.tally import Tally
-from batchkit.rules.tracing import Tracer
-from batchkit.settings import Credentials, RunSettings, Settings, choose_base_url
-from batchkit.simulator.process import EmbeddedSimulator
+from batchkit.settings import Credentials, Settings
 from batchkit.source import InputIdentity, Source
-from batchkit.state import AT_ONCE_BYTES, JobState, build_summary, load_for_run, read_state, reopen_failures
-from batchkit.store import JobPaths, Store
+from batchkit.state import AT_ONCE_BYTES, JobState, build_summary, load_for_run, reopen_failures
+from batchkit.store import Store
 from batchkit.version import __version__
 
-__all__ = [
-    "affordable",
-    "arun",
-    "build_delivery",
-    "new_job_id",
-    "open_address",
-    "report",
-    "run",
-    "run_in_loop",
-    "run_job",
-    "status",
-]
+__all__ = ["JobRun", "run_job", "write_derived"]
 
 _SIMULATED = "simulator"
 """What stands for the base URL of a simulated run, whose port changes from run to run."""
-_SPARE_DESCRIPTORS = 64
-
-T = TypeVar("T")
-
-
-def run(
-    input: str | os.PathLike[str],  # noqa: A002 - the contract's word
-    output: str | os.PathLike[str],
-    **settings: Unpack[RunSettings],
-) -> dict[str, Any]:
-    """Work through `input` into `output` and return the job's summary; called again, it goes on where it was.
-
-    Keywords are the flags of `batchkit run`, with the same defaults (`batchkit.settings.Settings` tells them); keys come
-    from the environment. Requests that failed are in the summary and in `….errors.jsonl`; raised is only what stops the
-    run: UsageError, RunStopped, JobError, all of them BatchkitError, with the run's `summary` where it had begun. May be
-    called while an event loop is running.
-    """
-    return _from_outside(lambda: arun(input, output, **settings))
-
-
-async def arun(
-    input: str | os.PathLike[str],  # noqa: A002 - the contract's word
-    output: str | os.PathLike[str],
-    **settings: Unpack[RunSettings],
-) -> dict[str, Any]:
-    """The same as `run`, for callers with an event loop of their own (asyncio, or uvloop)."""
-    chosen = Settings.of(settings)
-    progress = choose_progress(chosen.progress, sys.stderr)
-    return await run_job(
-        os.fspath(input),
-        Path(output),
-        chosen,
-        Credentials.read(os.environ),
-        stop=Stop(),
-        observers=() if progress is None else (progress,),
-    )
 
 
 async def run_job(
@@ -145,54 +83,6 @@ async def run_job(
 def _refuse_input_as_output(identity: InputIdentity, output: Path) -> None:
     if identity.size is not None and output.exists() and output.samefile(identity.path):
         raise UsageError(f"input and output are the same file, {output}; name another output")
-
-
-async def open_address(
-    parts: AsyncExitStack, settings: Settings, credentials: Credentials
-) -> EndpointAddress:
-    """Where the run sends and as whom; the embedded simulator, if it is that, lives as long as `parts`."""
-    if settings.simulate:
-        simulator = await parts.enter_async_context(EmbeddedSimulator())
-        return endpoint_address(simulator.base_url, version=__version__, timeout=settings.timeout)
-    return endpoint_address(
-        choose_base_url(settings, credentials),
-        version=__version__,
-        timeout=settings.timeout,
-        openai_api_key=credentials.openai_api_key,
-        portkey_api_key=credentials.portkey_api_key,
-        portkey_virtual_key=credentials.portkey_virtual_key if credentials.portkey_api_key else None,
-        portkey_config=settings.portkey_config,
-        portkey_provider=settings.portkey_provider,
-        portkey_metadata=settings.portkey_metadata,
-        cache_namespace=settings.cache_namespace,
-        cache_force_refresh=settings.cache_force_refresh,
-    )
-
-
-def build_delivery(
-    endpoint: Endpoint,
-    settings: Settings,
-    job_id: str,
-    stop: Stop,
-    clock: Clock,
-    monitor: Monitor,
-    *,
-    resumed: bool = False,
-) -> tuple[Gate, Delivery]:
-    """What brings single requests to their outcomes, with the gate in front of it; `resumed` after earlier runs."""
-    gate = Gate(Pacer(settings.rpm, settings.tpm), clock, stop)
-    delivery = Delivery(
-        endpoint.attempt,
-        gate=gate,
-        policy=RetryPolicy(settings.max_attempts),
-        stop_rule=StopRule(settings.defaults.get("model")),
-        tracer=Tracer(job_id, secrets.randbits(64), resumed=resumed),
-        stop=stop,
-        clock=clock,
-        jitter=random.random,
-        emit=monitor.emit,
-    )
-    return gate, delivery
 
 
 class JobRun:
@@ -542,73 +432,6 @@ def write_derived(store: Store, summary: Mapping[str, Any]) -> None:
     store.replace(store.paths.report, report_format.render_html(summary).encode())
 
 
-def status(output: str | os.PathLike[str]) -> dict[str, Any]:
-    """How far a job is, from its files, also while a run is working on it; the summary's shape.
-
-    Raises UsageError where there is no such job, JobDamaged where its files cannot be read.
-    """
-    return _summary_of(Path(output), held=False)
-
-
-def report(output: str | os.PathLike[str]) -> dict[str, Any]:
-    """Rebuild the summary and the report of a job from its output lines alone, write both, and return the summary.
-
-    Raises UsageError where there is no such job, JobLocked while a run is working on it, JobDamaged where its files
-    cannot be read.
-    """
-    path = Path(output)
-    _require_job(path)
-    store = Store.open(path)
-    try:
-        summary = _summary_of(path, held=True)
-        write_derived(store, summary)
-    finally:
-        store.close()
-    return summary
-
-
-def _summary_of(output: Path, *, held: bool) -> dict[str, Any]:
-    _require_job(output)
-    state = read_state(output, held=held, from_files_alone=held)
-    run = state.run
-    prices = PriceList(
-        at=time.time() if run is None else run.started_at,
-        base_url="" if run is None or run.simulated else run.base_url,
-    )
-    return build_summary(state, prices)
-
-
-def _require_job(output: Path) -> None:
-    paths = JobPaths(output)
-    if not paths.results.exists() and not paths.errors.exists():
-        raise UsageError(f"there is no job with the output {output}: the file does not exist")
-
-
-def new_job_id(started_at: float) -> str:
-    """A name for a job that was given none."""
-    return f"job-{time.strftime('%Y%m%d', time.gmtime(started_at))}-{secrets.token_hex(4)}"
-
-
-def affordable(concurrency: int, monitor: Monitor) -> int:
-    """The concurrency that the process may open sockets for; the soft limit is raised as far as it goes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = concurrency + _SPARE_DESCRIPTORS
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, raised), hard))
-        soft = max(soft, raised)
-        if soft < wanted:
-            affordable = max(1, soft - _SPARE_DESCRIPTORS if soft > 2 * _SPARE_DESCRIPTORS else soft // 2)
-            monitor.emit(
-                Notice(
-                    f"this process may open only {soft} files and sockets, so at most {affordable} attempts are in flight "
-                    f"instead of {concurrency}; raise the limit with ulimit -n"
-                )
-            )
-            return affordable
-    return concurrency
-
-
 def _shown(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 200 else text[:200] + "…"
@@ -617,18 +440,3 @@ def _shown(value: Any) -> str:
 def _first(group: BaseExceptionGroup[BatchkitError]) -> BatchkitError:
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
-
-
-def _from_outside(work: Callable[[], Awaitable[T]]) -> T:
-    """Run to the end, in an event loop of our own; in a thread of our own where this one has a loop already."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return run_in_loop(work)
-    with ThreadPoolExecutor(1, "batchkit") as thread:
-        return thread.submit(run_in_loop, work).result()
-
-
-def run_in_loop(work: Callable[[], Awaitable[T]]) -> T:
-    """Run to the end in a new event loop, uvloop's where it exists."""
-    return anyio.run(work, backend_options={"use_uvloop": find_spec("uvloop") is not None})

@@ -27,8 +27,8 @@ from batchkit.engine.stop import Stop
 from batchkit.errors import UsageError
 from batchkit.events import RequestFinished
 from batchkit.formats.requests import parse_record
-from batchkit.job import affordable, build_delivery, new_job_id, open_address
 from batchkit.observers.progress import choose as choose_progress
+from batchkit.parts import affordable, build_delivery, new_job_id, open_address
 from batchkit.records import Outcome
 from batchkit.rules.tally import Tally
 from batchkit.settings import Credentials, RunSettings, Settings

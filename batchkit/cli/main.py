@@ -120,9 +120,10 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from batchkit.api import run_in_loop  # noqa: PLC0415
     from batchkit.cli.args import settings_from  # noqa: PLC0415
     from batchkit.engine.stop import Stop  # noqa: PLC0415
-    from batchkit.job import run_in_loop, run_job  # noqa: PLC0415
+    from batchkit.job import run_job  # noqa: PLC0415
     from batchkit.observers.progress import choose  # noqa: PLC0415
     from batchkit.settings import Credentials  # noqa: PLC0415
 
@@ -194,14 +195,14 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from batchkit.job import status  # noqa: PLC0415
+    from batchkit.api import status  # noqa: PLC0415
 
     _print_summary(status(args.output), as_json=args.json)
     return 0
 
 
 def _report(args: argparse.Namespace) -> int:
-    from batchkit.job import report  # noqa: PLC0415
+    from batchkit.api import report  # noqa: PLC0415
 
     _print_summary(report(args.output), as_json=args.json)
     return 0

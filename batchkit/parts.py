@@ -1,0 +1,101 @@
+"""The parts that a job and a stream are both put together from: where to send, and what brings a request to its outcome."""
+
+from __future__ import annotations
+
+import random
+import resource
+import secrets
+import time
+from contextlib import AsyncExitStack
+
+from batchkit.endpoint import Endpoint
+from batchkit.engine.delivery import Delivery
+from batchkit.engine.gate import Clock, Gate
+from batchkit.engine.monitor import Monitor
+from batchkit.engine.stop import Stop
+from batchkit.events import Notice
+from batchkit.formats.completions import EndpointAddress, endpoint_address
+from batchkit.rules.pacing import Pacer
+from batchkit.rules.retry import RetryPolicy
+from batchkit.rules.stopping import StopRule
+from batchkit.rules.tracing import Tracer
+from batchkit.settings import Credentials, Settings, choose_base_url
+from batchkit.simulator.process import EmbeddedSimulator
+from batchkit.version import __version__
+
+__all__ = ["affordable", "build_delivery", "new_job_id", "open_address"]
+
+_SPARE_DESCRIPTORS = 64
+
+
+async def open_address(
+    parts: AsyncExitStack, settings: Settings, credentials: Credentials
+) -> EndpointAddress:
+    """Where the run sends and as whom; the embedded simulator, if it is that, lives as long as `parts`."""
+    if settings.simulate:
+        simulator = await parts.enter_async_context(EmbeddedSimulator())
+        return endpoint_address(simulator.base_url, version=__version__, timeout=settings.timeout)
+    return endpoint_address(
+        choose_base_url(settings, credentials),
+        version=__version__,
+        timeout=settings.timeout,
+        openai_api_key=credentials.openai_api_key,
+        portkey_api_key=credentials.portkey_api_key,
+        portkey_virtual_key=credentials.portkey_virtual_key if credentials.portkey_api_key else None,
+        portkey_config=settings.portkey_config,
+        portkey_provider=settings.portkey_provider,
+        portkey_metadata=settings.portkey_metadata,
+        cache_namespace=settings.cache_namespace,
+        cache_force_refresh=settings.cache_force_refresh,
+    )
+
+
+def build_delivery(
+    endpoint: Endpoint,
+    settings: Settings,
+    job_id: str,
+    stop: Stop,
+    clock: Clock,
+    monitor: Monitor,
+    *,
+    resumed: bool = False,
+) -> tuple[Gate, Delivery]:
+    """What brings single requests to their outcomes, with the gate in front of it; `resumed` after earlier runs."""
+    gate = Gate(Pacer(settings.rpm, settings.tpm), clock, stop)
+    delivery = Delivery(
+        endpoint.attempt,
+        gate=gate,
+        policy=RetryPolicy(settings.max_attempts),
+        stop_rule=StopRule(settings.defaults.get("model")),
+        tracer=Tracer(job_id, secrets.randbits(64), resumed=resumed),
+        stop=stop,
+        clock=clock,
+        jitter=random.random,
+        emit=monitor.emit,
+    )
+    return gate, delivery
+
+
+def new_job_id(started_at: float) -> str:
+    """A name for a job that was given none."""
+    return f"job-{time.strftime('%Y%m%d', time.gmtime(started_at))}-{secrets.token_hex(4)}"
+
+
+def affordable(concurrency: int, monitor: Monitor) -> int:
+    """The concurrency that the process may open sockets for; the soft limit is raised as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = concurrency + _SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, raised), hard))
+        soft = max(soft, raised)
+        if soft < wanted:
+            affordable = max(1, soft - _SPARE_DESCRIPTORS if soft > 2 * _SPARE_DESCRIPTORS else soft // 2)
+            monitor.emit(
+                Notice(
+                    f"this process may open only {soft} files and sockets, so at most {affordable} attempts are in flight "
+                    f"instead of {concurrency}; raise the limit with ulimit -n"
+                )
+            )
+            return affordable
+    return concurrency

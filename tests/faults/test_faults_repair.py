@@ -1,0 +1,157 @@
+"""Repair: damage is moved aside byte for byte, whatever can be read stays, and the next run asks for what is gone."""
+
+import pytest
+
+from batchkit.errors import JobDamaged, JobLocked
+from batchkit.repair import repair
+from batchkit.store import Store, read_output
+
+
+@pytest.fixture
+async def done(make_job):
+    """A finished job of four requests whose checkpoint is gone, so that each byte of it is looked at."""
+    job = make_job(4)
+    await job.run()
+    forget(job)
+    return job
+
+
+def forget(job):
+    job.output.with_name("results.checkpoint.json").unlink(missing_ok=True)
+
+
+def indexes(job):
+    return sorted(each.outcome.index for each in read_output(job.output))
+
+
+def lines(job):
+    """Index and bytes of each line, in the order of the file."""
+    raw = job.output.read_bytes().splitlines(keepends=True)
+    return [(each.outcome.index, line) for each, line in zip(read_output(job.output), raw, strict=True)]
+
+
+def aside(job):
+    return [path.read_bytes() for path in job.output.parent.glob("results.jsonl.damaged-*")]
+
+
+async def test_a_bit_flipped_anywhere_costs_at_most_its_own_line_and_nothing_is_deleted(done):
+    job = done
+    stood = lines(job)
+    data = job.output.read_bytes()
+    for place in range(0, len(data) - 1, 5):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << place % 8
+        for path in job.output.parent.iterdir():
+            path.unlink()
+        job.output.write_bytes(flipped)
+        at = 0
+        for index, line in stood:
+            hit = at <= place < at + len(line)
+            if hit:
+                break
+            at += len(line)
+        found = repair(job.output)
+        if data[place] == 10:  # two lines that were joined, each of which can still be read
+            assert found["asked_again"] == []
+        else:
+            kept = [line for other, line in stood if other != index]
+            assert job.output.read_bytes() == b"".join(kept)
+            assert b"".join(aside(job)).replace(b"\n", b"") == bytes(flipped[at : at + len(line)]).replace(
+                b"\n", b""
+            )
+            assert found["asked_again"] == [index] or not found["complete"]
+            assert found["kept"] == 3
+        before = job.billed
+        await job.run()
+        assert indexes(job) == list(range(4))
+        assert job.billed - before == (0 if data[place] == 10 else 1)
+
+
+async def test_lines_that_lost_the_newline_between_them_both_stay(done):
+    data = done.output.read_bytes()
+    at = data.index(b"\n")
+    done.output.write_bytes(data[:at] + b"\x8a" + data[at + 1 :])
+    with pytest.raises(JobDamaged):
+        await done.run()
+    found = repair(done.output)
+    assert done.output.read_bytes() == data
+    assert (found["kept"], found["asked_again"], found["complete"]) == (4, [], True)
+
+
+async def test_of_two_lines_for_one_request_the_first_stays(done):
+    data = done.output.read_bytes()
+    second = lines(done)[2]
+    done.output.write_bytes(data + second[1])
+    with pytest.raises(JobDamaged, match="two lines"):
+        await done.run()
+    found = repair(done.output)
+    assert done.output.read_bytes() == data
+    assert aside(done) == [second[1]]
+    assert found["moved"] == [
+        {"file": "results.jsonl", "offset": len(data), "bytes": len(second[1]) - 1, "index": second[0]}
+    ]
+    assert (found["kept"], found["asked_again"], found["complete"]) == (4, [], True)
+
+
+@pytest.mark.parametrize(
+    "strange", [b"\0" * 4096, b"\xff" * 100, b"{}", b'{"id":"batch_req_', b"x" * (3 << 20)]
+)
+async def test_bytes_that_were_never_a_line_are_moved_aside_wherever_they_stand(strange, done):
+    stood = [line for _, line in lines(done)]
+    for place in range(5):
+        job_lines = [*stood[:place], strange + b"\n", *stood[place:]]
+        done.output.write_bytes(b"".join(job_lines))
+        for path in done.output.parent.glob("*.damaged-*"):
+            path.unlink()
+        found = repair(done.output)
+        assert done.output.read_bytes() == b"".join(stood)
+        assert [each.rstrip(b"\n") for each in aside(done)] == [strange]
+        assert (found["kept"], found["asked_again"]) == (4, [])
+        assert not found["complete"] or len(strange) <= 8
+    before = done.billed
+    await done.run()
+    assert done.billed == before
+
+
+async def test_a_job_without_damage_is_left_as_it_is(done):
+    before = {
+        path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in done.output.parent.iterdir()
+    }
+    assert repair(done.output) == {"moved": [], "kept": 4, "asked_again": [], "complete": True}
+    after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in done.output.parent.iterdir()}
+    assert after == before
+
+
+async def test_a_job_that_is_worked_on_is_not_repaired(done):
+    store = Store.open(done.output)
+    try:
+        with pytest.raises(JobLocked):
+            repair(done.output)
+    finally:
+        store.close()
+
+
+def test_the_command_says_what_was_moved_and_the_next_run_asks_exactly_that_again(
+    command, provider, files, write_requests
+):
+    words = ["run", write_requests(30), "-o", files.results_path, "--base-url", provider.base_url, "--json"]
+    command(*words)
+    stood = files.results_path.read_bytes().splitlines(keepends=True)
+    damaged = [stood[4], stood[20]]
+    lost = [line["batchkit"]["index"] for line in (files.results[4], files.results[20])]
+    stood[4] = damaged[0].replace(b'"assistant"', b'"assistent"')
+    stood[20] = damaged[1][:50] + damaged[1][51:]
+    files.results_path.write_bytes(b"".join(stood))
+    assert "batchkit repair" in command(*words, "--rescan", code=4).err
+    said = command("repair", files.results_path, "--json").json
+    assert [piece["index"] for piece in said["moved"]] == lost
+    assert [piece["offset"] for piece in said["moved"]] == [
+        sum(map(len, stood[:4])),
+        sum(map(len, stood[:20])),
+    ]
+    assert (said["kept"], said["asked_again"], said["complete"]) == (28, sorted(lost), True)
+    received = provider.stats.received
+    files.assert_summary_is_a_fold(command(*words).json, 30)
+    assert provider.stats.received == received + 2
+    # Once repaired, there is nothing to repair.
+    assert "0 pieces moved aside" in command("repair", files.results_path).out

@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+KILLS ?= 200
+SEEDS ?= 1000000
 
 .DEFAULT_GOAL := check
-.PHONY: check setup demo test format lint types layers coverage bench lock clean help
+.PHONY: check setup demo test format lint types layers coverage campaign simulation bench lock clean help
 
 check: format lint types layers test  ## what is expected before a push: format, lint, strict types, layers, tests
 
@@ -41,6 +43,12 @@ layers: $(INSTALLED)  ## the rooms import downwards only
 coverage: $(INSTALLED)  ## the tests with branch coverage
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage report --skip-covered --sort=cover
+
+campaign: $(INSTALLED)  ## kill a job 200 times, count what was lost, doubled and billed twice (some four minutes)
+	$(BIN)/python tests/campaign/kill_campaign.py --kills $(KILLS)
+
+simulation: $(INSTALLED)  ## live through a million simulated jobs that crash (hours; SEEDS=10000 takes minutes)
+	$(BIN)/python tests/simulation/simulated_job.py 0 $(SEEDS)
 
 bench: $(INSTALLED)  ## batchkit beside a bare aiohttp loop, in one run, as a ratio
 	$(BIN)/python benchmarks/throughput.py

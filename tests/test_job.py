@@ -218,6 +218,15 @@ async def test_stream_reads_no_further_than_its_consumer_takes(base_url):
     assert read <= seen + 2 * 4 + 4 + 1
 
 
+@pytest.mark.parametrize(
+    "wrong", [record(0), "requests.jsonl", None, 5], ids=lambda wrong: type(wrong).__name__
+)
+async def test_stream_wants_records_in_an_iterable(wrong, base_url):
+    with pytest.raises(batchkit.UsageError, match=type(wrong).__name__):
+        async for _ in batchkit.stream(wrong, base_url=base_url):
+            pass
+
+
 async def test_stream_raises_what_stopped_it(tmp_path):
     async with Simulator(SimulatorSettings(instant=True, refuse_key=True)) as simulator:
         with pytest.raises(batchkit.EndpointRefused):

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-SHORT, LONG = 5_000, 50_000
+SHORT, LONG = 2_500, 25_000
 ALLOWED_KIB = 8 * 1024
 
 _COMPLETION = json.dumps(

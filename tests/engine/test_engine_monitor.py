@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import anyio
 
-from batchkit.engine.monitor import Monitor
+from batchkit.engine.monitor import Monitor, Readings
 from batchkit.events import Event, Gauges, Notice
+from batchkit.rules.pacing import Pacer
+from batchkit.rules.tally import Tally
 from batchkit.testing import ManualClock
 
 
@@ -49,6 +54,35 @@ def test_an_observer_that_fails_at_its_end_does_not_harm_the_others():
     clinging, listener = Clinging(), Listener()
     Monitor([clinging, listener], ManualClock()).close()
     assert listener.closed
+
+
+async def test_a_run_that_is_over_is_held_back_by_nothing():
+    watching = anyio.CancelScope()
+
+    class Watcher(Listener):
+        def tick(self, gauges: Gauges) -> None:
+            self.last = gauges
+            watching.cancel()
+
+    clock, watcher = ManualClock(), Watcher()
+    monitor = Monitor([watcher], clock)
+    pacer = Pacer(rpm=60)
+    # Three requests were taken up and never answered; one of them stands at the gate.
+    monitor.readings = Readings(
+        tally=Tally(),
+        pipeline=cast("Any", SimpleNamespace(busy=3, starved=False)),
+        delivery=cast("Any", SimpleNamespace(in_flight=0)),
+        gate=cast("Any", SimpleNamespace(waiting=1, pacer=pacer)),
+        concurrency=4,
+        ended=lambda: (1, 0),
+        total=lambda: 10,
+        cost=lambda: (None, False),
+    )
+    with watching:
+        await monitor.watch()
+    assert (watcher.last.holding, watcher.last.waiting) == ("limit", 3)
+    monitor.close()
+    assert (watcher.last.holding, watcher.last.waiting, watcher.last.seconds_left) == ("", 0, None)
 
 
 async def test_watching_ends_when_nobody_is_left_to_tell():

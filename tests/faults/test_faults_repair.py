@@ -44,12 +44,9 @@ async def test_a_bit_flipped_anywhere_costs_at_most_its_own_line_and_nothing_is_
         for path in job.output.parent.iterdir():
             path.unlink()
         job.output.write_bytes(flipped)
-        at = 0
-        for index, line in stood:
-            hit = at <= place < at + len(line)
-            if hit:
-                break
-            at += len(line)
+        starts = [sum(len(line) for _, line in stood[:number]) for number in range(4)]
+        hit = max(number for number, start in enumerate(starts) if start <= place)
+        at, (index, line) = starts[hit], stood[hit]
         found = repair(job.output)
         if data[place] == 10:  # two lines that were joined, each of which can still be read
             assert found["asked_again"] == []

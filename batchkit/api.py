@@ -18,10 +18,11 @@ from batchkit.engine.stop import Stop
 from batchkit.errors import UsageError
 from batchkit.job import run_job, write_derived
 from batchkit.observers.progress import choose as choose_progress
+from batchkit.outputs import JobPaths
 from batchkit.rules.pricing import PriceList
 from batchkit.settings import Credentials, RunSettings, Settings
 from batchkit.state import build_summary, read_state
-from batchkit.store import JobPaths, Store
+from batchkit.store import Store
 
 __all__ = ["arun", "report", "run", "run_in_loop", "status"]
 

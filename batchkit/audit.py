@@ -16,8 +16,8 @@ import orjson
 from anyio import run_process, to_thread
 
 from batchkit.errors import JobDamaged
+from batchkit.outputs import JobPaths, check_output, read_output
 from batchkit.rules.tally import Tally
-from batchkit.store import JobPaths, check_output, read_output
 
 __all__ = ["Audit", "main"]
 

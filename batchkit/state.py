@@ -18,12 +18,13 @@ from batchkit.errors import BatchkitError, JobDamaged, JobMismatch
 from batchkit.formats import summary as summary_format
 from batchkit.formats.checkpoint import Checkpoint, decode_checkpoint
 from batchkit.formats.results import OutputLine
+from batchkit.outputs import JobPaths, lock_holder, read_output, scan_output
 from batchkit.records import Line, RunHeader
 from batchkit.rules.pricing import PriceList, cost_of
 from batchkit.rules.progress import DoneIndexes
 from batchkit.rules.tally import Tally
 from batchkit.source import InputIdentity, Source
-from batchkit.store import JobPaths, Store, lock_holder, read_output, scan_output
+from batchkit.store import Store
 
 __all__ = ["AT_ONCE_BYTES", "JobState", "build_summary", "load_for_run", "read_state", "reopen_failures"]
 

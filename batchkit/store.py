@@ -16,80 +16,20 @@ import fcntl
 import os
 import stat
 import time
-from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from batchkit.errors import JobDamaged, JobLocked, OutputFull, OutputUnwritable, UsageError
-from batchkit.formats.results import (
-    BrokenLineError,
-    OutputLine,
-    check_lines,
-    decode,
-    encode,
-    headed_lines,
-    scan_lines,
-)
+from batchkit.errors import JobLocked, OutputFull, OutputUnwritable, UsageError
+from batchkit.formats.results import BrokenLineError, OutputLine, decode, encode
+from batchkit.outputs import JobPaths, read_holder, read_output
 
-__all__ = [
-    "Disk",
-    "JobPaths",
-    "ScannedLines",
-    "Store",
-    "check_output",
-    "lock_holder",
-    "read_output",
-    "scan_output",
-]
+__all__ = ["Disk", "Store"]
 
 _PRIVATE: Final = 0o600
 _PIECE: Final = 1 << 20
-_SCANNED_BYTES: Final = 1 << 20
 _LOCK_TRIES: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class JobPaths:
-    """Where the files of the job with output `results` are."""
-
-    results: Path
-
-    def beside(self, ending: str) -> Path:
-        """The file named like the output but for its ending: `results.jsonl` has `results.errors.jsonl` beside it."""
-        stem = (
-            self.results.stem if self.results.suffix in {".jsonl", ".ndjson", ".json"} else self.results.name
-        )
-        return self.results.with_name(stem + ending)
-
-    @property
-    def errors(self) -> Path:
-        return self.beside(".errors.jsonl")
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.beside(".checkpoint.json")
-
-    @property
-    def summary(self) -> Path:
-        return self.beside(".summary.json")
-
-    @property
-    def report(self) -> Path:
-        return self.beside(".report.html")
-
-    @property
-    def lock(self) -> Path:
-        return self.beside(".lock")
-
-    def superseded(self) -> list[Path]:
-        """The failures of earlier tries, which were asked again since: `….errors.1.jsonl` and on."""
-        found: list[Path] = []
-        while (path := self.beside(f".errors.{len(found) + 1}.jsonl")).exists():
-            found.append(path)
-        return found
 
 
 class Disk:
@@ -377,104 +317,6 @@ class _Log:
             self._descriptor = -1
 
 
-@dataclass(frozen=True, slots=True)
-class ScannedLines:
-    """What a scan reads of a run of lines: the indexes, the checksums of their input lines, and the lines with a run header."""
-
-    indexes: list[int]
-    input_crc32s: array[int]
-    headed: list[OutputLine]
-    end: int
-    """The byte behind the last of them."""
-
-
-def scan_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[ScannedLines]:
-    """The whole lines of one output file between two bytes, some thousand at a time, each checked but none read as JSON.
-
-    Several times as fast as `read_output`, which tells all. Raises JobDamaged at a broken line.
-    """
-    for offset, lines in _pieces(path, start, end):
-        try:
-            indexes, input_crc32s = scan_lines(lines)
-        except BrokenLineError as error:
-            raise _damaged(path, offset + sum(len(line) + 1 for line in lines[: error.at]), error) from error
-        end_at = offset + sum(map(len, lines)) + len(lines)
-        yield ScannedLines(indexes, input_crc32s, headed_lines(lines), end_at)
-
-
-def check_output(path: Path, start: int = 0, end: int | None = None) -> None:
-    """Check the lines of one output file between two bytes. Raises JobDamaged at a broken line."""
-    for offset, lines in _pieces(path, start, end):
-        try:
-            check_lines(lines)
-        except BrokenLineError as error:
-            raise _damaged(path, offset + sum(len(line) + 1 for line in lines[: error.at]), error) from error
-
-
-def _pieces(path: Path, start: int, end: int | None) -> Iterator[tuple[int, list[bytes]]]:
-    """A file's whole lines, some thousand at a time, and the byte where they begin."""
-    try:
-        stream = path.open("rb")
-    except FileNotFoundError:
-        return
-    with stream:
-        stream.seek(start)
-        offset, rest = start, b""
-        left = (path.stat().st_size if end is None else end) - start
-        while left > 0 and (read := stream.read(min(_SCANNED_BYTES, left))):
-            left -= len(read)
-            raw = rest + read
-            *lines, rest = raw.split(b"\n")
-            yield offset, lines
-            offset += len(raw) - len(rest)
-
-
-def read_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[OutputLine]:
-    """The lines of one output file between two bytes; a line without its newline at the end is left out.
-
-    Reads without a lock, so also while a run is writing. A file that does not exist has no lines. Raises JobDamaged at a
-    broken line.
-    """
-    try:
-        stream = path.open("rb")
-    except FileNotFoundError:
-        return
-    with stream:
-        stream.seek(start)
-        offset = start
-        for line in stream:
-            if not line.endswith(b"\n") or (end is not None and offset >= end):
-                return
-            try:
-                yield decode(line[:-1])
-            except BrokenLineError as error:
-                raise _damaged(path, offset, error) from error
-            offset += len(line)
-
-
-def _damaged(path: Path, offset: int, error: BrokenLineError) -> JobDamaged:
-    return JobDamaged(
-        f"{path} is damaged in the line at byte {offset:,}: {error}. Nothing in it was changed. Move the damage aside with "
-        "`batchkit repair`, which keeps all other lines, or restore the file from a copy."
-    )
-
-
-def lock_holder(paths: JobPaths) -> int | None:
-    """The process id of the run that works on the job now, or None."""
-    try:
-        descriptor = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return _holder(descriptor)
-    else:
-        return None
-    finally:
-        os.close(descriptor)
-
-
 def _lock(path: Path) -> int:
     """Hold the lock file. It is removed when the lock is given up, so what was locked must still be what stands there."""
     tries = 0
@@ -483,7 +325,7 @@ def _lock(path: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = _holder(descriptor)
+            holder = read_holder(descriptor)
             os.close(descriptor)
             tries += 1
             if tries < _LOCK_TRIES:
@@ -510,11 +352,6 @@ def _unlock(path: Path, descriptor: int, disk: Disk) -> None:
             disk.remove(path)
     finally:
         os.close(descriptor)
-
-
-def _holder(descriptor: int) -> int | None:
-    written = os.pread(descriptor, 20, 0).strip()
-    return int(written) if written.isdigit() else None
 
 
 def _move_aside(paths: JobPaths, disk: Disk) -> None:

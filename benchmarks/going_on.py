@@ -18,8 +18,8 @@ from pathlib import Path
 from zlib import crc32
 
 from batchkit.formats.results import OutputLine, encode
+from batchkit.outputs import scan_output
 from batchkit.records import Outcome, RunHeader
-from batchkit.store import scan_output
 from batchkit.testing import reply
 
 OPEN = 1000

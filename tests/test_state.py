@@ -11,11 +11,12 @@ from batchkit.audit import Audit
 from batchkit.errors import JobDamaged, JobMismatch
 from batchkit.formats.checkpoint import Checkpoint, encode_checkpoint
 from batchkit.formats.results import OutputLine, encode
+from batchkit.outputs import JobPaths, scan_output
 from batchkit.records import Failure, FailureKind, Line, Outcome, Reply, RunHeader, Usage
 from batchkit.rules.pricing import PriceList
 from batchkit.source import InputIdentity
 from batchkit.state import JobState, build_summary, load_for_run, read_state, reopen_failures
-from batchkit.store import JobPaths, Store, scan_output
+from batchkit.store import Store
 
 INPUT = InputIdentity("/in.jsonl", 1000, 5)
 REPLY = Reply(

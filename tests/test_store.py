@@ -13,8 +13,9 @@ import pytest
 
 from batchkit.errors import JobDamaged, JobLocked, OutputUnwritable, UsageError
 from batchkit.formats.results import OutputLine, encode
+from batchkit.outputs import JobPaths, lock_holder, read_output
 from batchkit.records import Failure, FailureKind, Outcome, Reply
-from batchkit.store import JobPaths, Store, lock_holder, read_output
+from batchkit.store import Store
 
 REPLY = Reply(200, "r", b'{"choices":[{"message":{"content":"hi"}}]}')
 FAILED = Failure(FailureKind.TIMEOUT, "timeout", "it took too long")

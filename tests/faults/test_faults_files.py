@@ -19,8 +19,9 @@ import pytest
 from batchkit.engine.writer import SYNC_INTERVAL_S
 from batchkit.errors import JobDamaged, OutputUnwritable, UsageError
 from batchkit.formats.results import OutputLine, encode, is_whole
+from batchkit.outputs import read_output
 from batchkit.records import Outcome
-from batchkit.store import Store, read_output
+from batchkit.store import Store
 from batchkit.testing import Crash, FaultyDisk, ManualClock, ScriptedEndpoint, reply
 
 REQUESTS = 7

@@ -12,8 +12,8 @@ import pytest
 
 from batchkit.endpoint import Endpoint
 from batchkit.formats.completions import endpoint_address
+from batchkit.outputs import read_output
 from batchkit.records import Reply, Request, Trace
-from batchkit.store import read_output
 from batchkit.testing import FaultyDisk, ManualClock, ScriptedEndpoint
 
 

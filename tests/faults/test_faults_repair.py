@@ -3,8 +3,9 @@
 import pytest
 
 from batchkit.errors import JobDamaged, JobLocked
+from batchkit.outputs import read_output
 from batchkit.repair import repair
-from batchkit.store import Store, read_output
+from batchkit.store import Store
 
 
 @pytest.fixture

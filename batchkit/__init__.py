@@ -30,8 +30,8 @@ if TYPE_CHECKING:
         TooManyFailures,
         UsageError,
     )
+    from batchkit.mending import repair
     from batchkit.records import Failure, FailureKind, Outcome, Reply, Usage
-    from batchkit.repair import repair
     from batchkit.simulator.server import Simulator
     from batchkit.simulator.settings import SimulatorSettings
     from batchkit.streaming import stream
@@ -76,7 +76,7 @@ _HOMES = {
     ),
     "batchkit.api": "arun report run status",
     "batchkit.records": "Failure FailureKind Outcome Reply Usage",
-    "batchkit.repair": "repair",
+    "batchkit.mending": "repair",
     "batchkit.simulator.server": "Simulator",
     "batchkit.simulator.settings": "SimulatorSettings",
     "batchkit.streaming": "stream",

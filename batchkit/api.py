@@ -54,7 +54,7 @@ async def arun(
     progress = choose_progress(chosen.progress, sys.stderr)
     return await run_job(
         os.fspath(input),
-        Path(output),
+        JobPaths.of(output).results,
         chosen,
         Credentials.read(os.environ),
         stop=Stop(),
@@ -67,7 +67,7 @@ def status(output: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises UsageError where there is no such job, JobDamaged where its files cannot be read.
     """
-    return _summary_of(Path(output), held=False)
+    return _summary_of(_existing(output), held=False)
 
 
 def report(output: str | os.PathLike[str]) -> dict[str, Any]:
@@ -76,8 +76,7 @@ def report(output: str | os.PathLike[str]) -> dict[str, Any]:
     Raises UsageError where there is no such job, JobLocked while a run is working on it, JobDamaged where its files
     cannot be read.
     """
-    path = Path(output)
-    _require_job(path)
+    path = _existing(output)
     store = Store.open(path)
     try:
         summary = _summary_of(path, held=True)
@@ -88,7 +87,6 @@ def report(output: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _summary_of(output: Path, *, held: bool) -> dict[str, Any]:
-    _require_job(output)
     state = read_state(output, held=held, from_files_alone=held)
     run = state.run
     prices = PriceList(
@@ -98,10 +96,12 @@ def _summary_of(output: Path, *, held: bool) -> dict[str, Any]:
     return build_summary(state, prices)
 
 
-def _require_job(output: Path) -> None:
-    paths = JobPaths(output)
-    if not paths.results.exists() and not paths.errors.exists():
-        raise UsageError(f"there is no job with the output {output}: the file does not exist")
+def _existing(output: str | os.PathLike[str]) -> Path:
+    """The path of an output that is there."""
+    paths = JobPaths.of(output)
+    if not paths.results.is_file() and not paths.errors.is_file():
+        raise UsageError(f"there is no job with the output {paths.results}: it is not a file")
+    return paths.results
 
 
 def _from_outside(work: Callable[[], Awaitable[T]]) -> T:
@@ -110,8 +110,23 @@ def _from_outside(work: Callable[[], Awaitable[T]]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return run_in_loop(work)
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+
+    async def told() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        running.append((asyncio.get_running_loop(), task))
+        return await work()
+
     with ThreadPoolExecutor(1, "batchkit") as thread:
-        return thread.submit(run_in_loop, work).result()
+        future = thread.submit(run_in_loop, told)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            # Ctrl-C is for this thread alone; the other would work on, and leaving would wait for it.
+            for loop, task in running:
+                loop.call_soon_threadsafe(task.cancel)
+            raise
 
 
 def run_in_loop(work: Callable[[], Awaitable[T]]) -> T:

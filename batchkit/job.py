@@ -26,7 +26,6 @@ from batchkit.errors import (
     Interrupted,
     JobDamaged,
     JobMismatch,
-    OutputFull,
     RunStopped,
     TooManyFailures,
     UsageError,
@@ -49,6 +48,7 @@ from batchkit.version import __version__
 
 __all__ = ["JobRun", "run_job", "write_derived"]
 
+_PATIENCE_S = 1.0
 _SIMULATED = "simulator"
 """What stands for the base URL of a simulated run, whose port changes from run to run."""
 
@@ -195,6 +195,8 @@ class JobRun:
         end = state.done.end
         following = 0
         async for batch in self._source.batches():
+            if self._stop.cause is not None:
+                raise self._stop.cause
             for line in batch:
                 following = line.index + 1
                 state.is_unchanged(line)
@@ -276,8 +278,9 @@ class JobRun:
                 group.start_soon(self._audit)
                 with stop.abandoned:
                     await pipeline.run()
-                    # What is pending belongs into the summary.
-                    await self._counted.wait()
+                    # What is pending belongs into the summary; someone who stops the run does not wait long for it.
+                    with anyio.move_on_after(_PATIENCE_S if stop.cause is not None else None):
+                        await self._counted.wait()
                     await self._audited.wait()
                 await writer.settle()
                 group.cancel_scope.cancel()
@@ -416,8 +419,12 @@ class JobRun:
             try:
                 self._snapshot()()
                 write_derived(store, summary)
-            except OutputFull as error:
-                self._monitor.emit(Notice(f"{error} Every answer is written; only the summary file is not."))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the answers are worth more
+                self._monitor.emit(
+                    Notice(
+                        f"the summary or the report could not be written ({error!r}); every answer is. `batchkit report` makes both"
+                    )
+                )
         self._monitor.close()
         self._monitor.emit(RunFinished(summary))
         if cause is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from batchkit.errors import JobDamaged
+from batchkit.errors import JobDamaged, UsageError
 from batchkit.formats.results import (
     BrokenLineError,
     OutputLine,
@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 _SCANNED_BYTES: Final = 1 << 20
+_NAME_BYTES: Final = 200
+"""File systems take 255; the files beside the output have longer names than it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,17 @@ class JobPaths:
     """Where the files of the job with output `results` are."""
 
     results: Path
+
+    @classmethod
+    def of(cls, output: str | os.PathLike[str]) -> JobPaths:
+        """The files of the job with this output. Raises UsageError for what cannot be a file's name."""
+        path = Path(output)
+        name = os.fsencode(path.name)
+        if not path.name or path.name == ".." or b"\0" in os.fsencode(path) or len(name) > _NAME_BYTES:
+            raise UsageError(
+                f"{str(path)[:100]!r} cannot be the name of an output; name a file, as results.jsonl"
+            )
+        return cls(path)
 
     def beside(self, ending: str) -> Path:
         """The file named like the output but for its ending: `results.jsonl` has `results.errors.jsonl` beside it."""

@@ -130,8 +130,9 @@ class Source:
             return InputIdentity("-")
         try:
             status = os.stat(self.path)  # noqa: PTH116 - one call, no object
-        except OSError as error:
-            raise UsageError(f"cannot read the input {self.path}: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(f"cannot read the input {self.path[:200]!r}: {why}") from error
         if stat.S_ISDIR(status.st_mode):
             raise UsageError(f"the input {self.path} is a folder; name the JSONL file in it")
         if not stat.S_ISREG(status.st_mode):

@@ -92,7 +92,7 @@ class Store:
 
         Raises UsageError where the output cannot be a file of ours, JobLocked where another run holds it.
         """
-        paths = JobPaths(output)
+        paths = JobPaths.of(output)
         disk = Disk() if disk is None else disk
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -322,6 +322,11 @@ def _lock(path: Path) -> int:
     tries = 0
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
+        if os.fstat(descriptor).st_size > 0 and read_holder(descriptor) is None:
+            os.close(descriptor)
+            raise UsageError(
+                f"{path} is in the way: it is no lock file of ours, and the job's own would take its place. Name another output."
+            )
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

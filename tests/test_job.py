@@ -232,3 +232,18 @@ async def test_stream_raises_what_stopped_it(tmp_path):
         with pytest.raises(batchkit.EndpointRefused):
             async for _ in batchkit.stream([record(0), record(1)], base_url=simulator.base_url):
                 pass
+
+
+@pytest.mark.parametrize("name", [".", "", "a" * 250 + ".jsonl", "nul\0.jsonl", "/dev/null"])
+def test_a_name_that_is_no_output_is_refused_in_words(name):
+    for look in (batchkit.status, batchkit.report, batchkit.repair):
+        with pytest.raises(batchkit.UsageError):
+            look(name)
+
+
+async def test_a_file_that_stands_where_the_lock_would_be_is_left_alone(base_url, requests, tmp_path):
+    other = tmp_path / "uv.lock"
+    other.write_text("version = 1\n")
+    with pytest.raises(batchkit.UsageError, match="in the way"):
+        await batchkit.arun(requests, tmp_path / "uv.jsonl", base_url=base_url, progress="off")
+    assert other.read_text() == "version = 1\n"

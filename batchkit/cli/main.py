@@ -10,8 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from batchkit.errors import BatchkitError, Interrupted
 from batchkit.version import __version__
@@ -32,28 +31,41 @@ Keys come from the environment: PORTKEY_API_KEY (with PORTKEY_VIRTUAL_KEY), or O
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; `argv` without the program's name, by default what was typed. Returns the exit code."""
+    _open_standard_streams()
     args = _parser().parse_args(argv)
     try:
         code: int = args.command(args)
-        sys.stdout.flush()
     except BatchkitError as error:
-        return _fail(error, as_json=args.json)
+        if error.summary is not None:
+            _print_summary(error.summary, as_json=args.json)
+        elif args.json:
+            _print_json({"error": {"code": type(error).__name__, "message": str(error)}})
+        _say(f"batchkit: {error}", sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # Whoever read our output has enough. Python flushes stdout once more at its end, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return code
 
 
-def _fail(error: BatchkitError, *, as_json: bool) -> int:
-    if error.summary is not None:
-        _print_summary(error.summary, as_json=as_json)
-    elif as_json:
-        _print_json({"error": {"code": type(error).__name__, "message": str(error)}})
-    print(f"batchkit: {error}", file=sys.stderr)
-    return error.exit_code
+def _open_standard_streams() -> None:
+    """Put the null device where a standard stream is closed, or the next file opened would be taken for it."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free descriptor is this one: those below were looked at before.
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    """Print. That nobody reads it any more, or that it finds no room, is quiet: what counts stands in the files."""
+    stream = sys.stdout if stream is None else stream
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        # Python flushes once more at its end, which must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +137,7 @@ def _run(args: argparse.Namespace) -> int:
     from batchkit.engine.stop import Stop  # noqa: PLC0415
     from batchkit.job import run_job  # noqa: PLC0415
     from batchkit.observers.progress import choose  # noqa: PLC0415
+    from batchkit.outputs import JobPaths  # noqa: PLC0415
     from batchkit.settings import Credentials  # noqa: PLC0415
 
     settings = settings_from(args, os.environ)
@@ -135,7 +148,7 @@ def _run(args: argparse.Namespace) -> int:
         with _Signals(stop):
             return await run_job(
                 args.input,
-                Path(args.output),
+                JobPaths.of(args.output).results,
                 settings,
                 Credentials.read(os.environ),
                 stop=stop,
@@ -183,14 +196,14 @@ def _validate(args: argparse.Namespace) -> int:
         _print_json(found)
     else:
         for line in found["invalid"]:
-            print(f"line {line['index'] + 1}: {printable(line['message'])}")
+            _say(f"line {line['index'] + 1}: {printable(line['message'])}")
         for twice in found["duplicate_custom_ids"]:
             lines = ", ".join(str(index + 1) for index in twice["indexes"][:10])
             more = " …" if len(twice["indexes"]) > 10 else ""
-            print(
+            _say(
                 f"custom_id {printable(twice['custom_id'])} stands in {len(twice['indexes'])} lines: {lines}{more}"
             )
-        print(f"{found['requests']:,} requests, {len(found['invalid']):,} bad lines of {found['lines']:,}")
+        _say(f"{found['requests']:,} requests, {len(found['invalid']):,} bad lines of {found['lines']:,}")
     return 1 if found["invalid"] else 0
 
 
@@ -209,7 +222,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _repair(args: argparse.Namespace) -> int:
-    from batchkit.repair import repair  # noqa: PLC0415
+    from batchkit.mending import repair  # noqa: PLC0415
 
     found = repair(args.output)
     if args.json:
@@ -217,12 +230,12 @@ def _repair(args: argparse.Namespace) -> int:
         return 0
     for piece in found["moved"]:
         whose = "unknown" if piece["index"] is None else f"index {piece['index']}"
-        print(f"{piece['file']}: moved {piece['bytes']:,} bytes at {piece['offset']:,} aside ({whose})")
-    print(f"{found['kept']:,} lines kept, {len(found['moved']):,} pieces moved aside")
+        _say(f"{piece['file']}: moved {piece['bytes']:,} bytes at {piece['offset']:,} aside ({whose})")
+    _say(f"{found['kept']:,} lines kept, {len(found['moved']):,} pieces moved aside")
     if found["asked_again"]:
-        print("the next run asks again:", ", ".join(map(str, found["asked_again"])))
+        _say("the next run asks again: " + ", ".join(map(str, found["asked_again"])))
     if not found["complete"]:
-        print(
+        _say(
             "some of what was moved does not say whose answer it was; the next run asks those requests again as well"
         )
     return 0
@@ -234,10 +247,10 @@ def _print_summary(summary: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         _print_json(summary)
     else:
-        print(render(summary), end="")
+        _say(render(summary).rstrip())
 
 
 def _print_json(value: Mapping[str, Any]) -> None:
     import orjson  # noqa: PLC0415
 
-    print(orjson.dumps(value).decode())
+    _say(orjson.dumps(value).decode())

@@ -105,7 +105,9 @@ class Writer:
                 self._put_held()
             if not self._is_dirty():
                 continue
-            if self._clock.now() - saved_at >= CHECKPOINT_INTERVAL_S:
+            # A checkpoint says before which line of the input all is done. The reader has passed answers that are held, and
+            # who went on from there would never ask for them.
+            if not self._held and self._clock.now() - saved_at >= CHECKPOINT_INTERVAL_S:
                 await self.save()
                 saved_at = self._clock.now()
             else:

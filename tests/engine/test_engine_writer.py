@@ -156,6 +156,24 @@ async def test_a_full_disk_holds_lines_and_begins_nothing_until_there_is_room():
     assert scene.writer.room() is None
 
 
+async def test_no_checkpoint_is_written_while_answers_are_held():
+    """Its place in the input would be behind theirs."""
+    scene = Scene()
+    scene.disk.full = True
+    scene.writer.write(scene.outcome(0))
+    scene.disk.dirty = True
+    async with anyio.create_task_group() as group:
+        group.start_soon(scene.writer.keep_safe)
+        await scene.clock.sleep(3 * CHECKPOINT_INTERVAL_S)
+        assert "snapshot" not in scene.disk.log
+        scene.disk.full = False
+        await scene.clock.sleep(2)
+        scene.disk.dirty = True
+        await scene.clock.sleep(CHECKPOINT_INTERVAL_S)
+        group.cancel_scope.cancel()
+    assert "checkpoint" in scene.disk.log
+
+
 async def test_a_job_that_ends_on_a_full_disk_waits_for_room():
     scene = Scene()
     scene.disk.full = True

@@ -10,7 +10,7 @@ import resource
 import shutil
 import signal
 from contextlib import suppress
-from errno import EDQUOT, EIO, ENOSPC
+from errno import EDQUOT, EFBIG, EIO, ENOSPC
 from itertools import count
 from random import Random
 
@@ -482,6 +482,31 @@ def test_fault_08_a_full_disk_holds_finished_lines_in_memory_and_the_run_goes_on
     assert run.returncode == 0
     held.assert_summary_is_a_fold(summary, 200)
     assert len(endpoint.received) == 200
+
+
+async def test_fault_08_a_run_that_is_killed_while_it_holds_answers_asks_for_them_again(make_job):
+    """There is room for a checkpoint but for no more lines, as under a limit of file size: it must not pass over them."""
+    job, clock = make_job(40), ManualClock()
+
+    def fault(what, _number):
+        if clock.now() > 30:
+            raise Crash
+        if what == "write" and clock.now() > 2 and disk.writes_line:
+            raise OSError(EFBIG, os.strerror(EFBIG))
+
+    class Narrow(FaultyDisk):
+        writes_line = False
+
+        def write(self, descriptor, data):
+            self.writes_line = data.startswith(b'{"id":"batch_req_')
+            return super().write(descriptor, data)
+
+    disk = Narrow(fault)
+    assert await dies(job.run(disk, clock=clock, endpoint=ScriptedEndpoint(clock=clock, latency_s=0.3)))
+    stood = indexes(job)
+    assert 10 < len(stood) < 40
+    assert_done(job, await job.run(), 40)
+    assert job.billed <= 40 + CONCURRENCY
 
 
 def test_fault_09_disk_full_then_sigterm_says_which_indexes_are_not_on_disk(command, full, files):

@@ -4,7 +4,7 @@ import pytest
 
 from batchkit.errors import JobDamaged, JobLocked
 from batchkit.outputs import read_output
-from batchkit.repair import repair
+from batchkit.mending import repair
 from batchkit.store import Store
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from batchkit.errors import UsageError
 from batchkit.formats.results import BrokenLineError, OutputLine, decode
+from batchkit.outputs import JobPaths
 from batchkit.rules.progress import DoneIndexes
 from batchkit.store import Store
 
@@ -49,7 +50,7 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
     Raises UsageError where there is no such job, JobLocked while a run is working on it, OutputUnwritable where there is no
     room for the repaired file beside the damaged one.
     """
-    path = Path(output)
+    path = JobPaths.of(output).results
     if not path.exists():
         raise UsageError(f"there is no job with the output {path}: the file does not exist")
     store = Store.open(path)

@@ -212,12 +212,14 @@ def reopen_failures(store: Store, identity: InputIdentity) -> JobState | None:
     if moved is None:
         return None
     store.notices.append(f"the failures so far were moved to {moved.name}; their requests are asked again")
-    return load_for_run(store, identity)
+    return load_for_run(store, identity, rescan=True)
 
 
 def _usable(store: Store, identity: InputIdentity) -> Checkpoint | None:
     data = store.read_checkpoint()
     if data is None:
+        if any(store.sizes):
+            store.notices.append("there is no checkpoint; it is rebuilt from the output files")
         return None
     try:
         checkpoint = decode_checkpoint(data)

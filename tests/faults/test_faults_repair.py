@@ -3,8 +3,8 @@
 import pytest
 
 from batchkit.errors import JobDamaged, JobLocked
-from batchkit.outputs import read_output
 from batchkit.mending import repair
+from batchkit.outputs import read_output
 from batchkit.store import Store
 
 

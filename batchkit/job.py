@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from batchkit.rules.pricing import PriceList, cost_of
 from batchkit.rules.tally import Tally
 from batchkit.settings import Credentials, Settings
 from batchkit.source import InputIdentity, Source
-from batchkit.state import AT_ONCE_BYTES, JobState, build_summary, load_for_run, reopen_failures
+from batchkit.state import AT_ONCE_BYTES, LEFT_AT_ONCE, JobState, build_summary, load_for_run, reopen_failures
 from batchkit.store import Store
 from batchkit.version import __version__
 
@@ -121,6 +122,7 @@ class JobRun:
             input_bytes=identity.size,
             simulated=settings.simulate,
             version=__version__,
+            concurrency=settings.concurrency,
         )
         # The first line that this run writes into each of the two files says what the run was started with, so that
         # whoever folds a file meets the run before its lines.
@@ -153,6 +155,8 @@ class JobRun:
             if not self._source.is_stdin and state.checksums is not None:
                 await self._refuse_other_input(state)
             self._resumed = True
+        if state.killed and state.run is not None:
+            self._header = replace(self._header, in_flight_before=state.run.concurrency)
         if settings.retry_failed:
             # Only now: a run that is refused leaves everything as it was.
             reopened = await self._clock.in_thread(lambda: reopen_failures(self._store, self._identity))
@@ -407,6 +411,8 @@ class JobRun:
         state.status = "completed"
         if isinstance(cause, Interrupted):
             state.status = "interrupted"
+            if self._stop.abandoned.cancel_called:
+                state.stop_reason = LEFT_AT_ONCE
         elif cause is not None:
             state.status = "stopped"
             state.stop_reason = cause.code if isinstance(cause, RunStopped) else type(cause).__name__

@@ -211,7 +211,9 @@ class RunHeader:
     """What a run was started with; it stands in the first line that the run writes, and never holds a secret.
 
     `started_at` is Unix time in seconds. `defaults` are the body fields filled where a record has none, `model` among
-    them. `input_bytes` is None for stdin. `simulated` marks runs that cost nothing.
+    them. `input_bytes` is None for stdin. `simulated` marks runs that cost nothing. `in_flight_before`
+    bounds the answers that were on their way when the run before was killed, and may have been billed without being
+    written; it is 0 after a run that ended by itself.
     """
 
     started_at: float
@@ -221,3 +223,5 @@ class RunHeader:
     input_bytes: int | None = None
     simulated: bool = False
     version: str = ""
+    concurrency: int = 0
+    in_flight_before: int = 0

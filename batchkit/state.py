@@ -26,7 +26,15 @@ from batchkit.rules.tally import Tally
 from batchkit.source import InputIdentity, Source
 from batchkit.store import Store
 
-__all__ = ["AT_ONCE_BYTES", "JobState", "build_summary", "load_for_run", "read_state", "reopen_failures"]
+__all__ = [
+    "AT_ONCE_BYTES",
+    "LEFT_AT_ONCE",
+    "JobState",
+    "build_summary",
+    "load_for_run",
+    "read_state",
+    "reopen_failures",
+]
 
 
 @dataclass(slots=True)
@@ -49,6 +57,8 @@ class JobState:
     stop_reason: str | None = None
     superseded: int = 0
     limit: int | None = None
+    killed: bool = False
+    """Whether the last run ended without saying how, so that answers may have been on their way."""
     checksums: array[int] | None = None
     audit: Audit | None = None
     """What is still to be read of earlier lines; with `add_up`, the tally does not have them yet."""
@@ -164,6 +174,8 @@ def _doubled(index: int) -> JobDamaged:
     )
 
 
+LEFT_AT_ONCE = "left_at_once"
+"""The stop reason of a run that was told twice to stop, and did not wait for the answers on their way."""
 _TOLD_BYTES = 512 << 20
 AT_ONCE_BYTES = 32 << 20
 """Files up to this size are read whole before a run begins, which takes a second at most."""
@@ -183,10 +195,12 @@ def load_for_run(
     read beside it. `tell` hears how far a long reading is, `store.notices` what was mended. Raises JobDamaged where the files
     cannot be believed.
     """
+    killed = any(store.sizes) and not _ended_by_itself(store)
     checkpoint = None if rescan else _usable(store, identity)
     at_once = sum(store.sizes) <= at_once_bytes
     if checkpoint is not None:
         state = JobState.of(checkpoint)
+        state.killed = killed
         behind = Audit(store.paths.results, checkpoint.results_bytes, checkpoint.errors_bytes, add_up=False)
         if at_once:
             behind.read()
@@ -194,7 +208,7 @@ def load_for_run(
             state.audit = behind
         state.fold(store.recover(checkpoint.results_bytes, checkpoint.errors_bytes))
         return state
-    state = JobState(checksums=array("I"), superseded=len(store.paths.superseded()))
+    state = JobState(checksums=array("I"), superseded=len(store.paths.superseded()), killed=killed)
     if at_once:
         for path in store.paths.superseded():
             state.fold(read_output(path), superseded=True)
@@ -204,6 +218,15 @@ def load_for_run(
     state.unadded = (state.scan(store.paths.results, tell), state.scan(store.paths.errors, tell))
     state.audit = Audit(store.paths.results, *store.sizes, add_up=True)
     return state
+
+
+def _ended_by_itself(store: Store) -> bool:
+    """Whether the checkpoint says how the last run ended."""
+    try:
+        checkpoint = decode_checkpoint(store.read_checkpoint() or b"")
+    except (ValueError, KeyError, TypeError):
+        return False
+    return checkpoint.status != "running" and checkpoint.stop_reason != LEFT_AT_ONCE
 
 
 def reopen_failures(store: Store, identity: InputIdentity) -> JobState | None:
@@ -326,6 +349,7 @@ def build_summary(state: JobState, prices: PriceList) -> dict[str, Any]:
         finished_at=tally.finished_at,
         active_s=tally.active_s,
         simulated=tally.simulated,
+        in_flight_at_kills=tally.in_flight_at_kills,
     )
     return summary_format.build(
         totals,

@@ -247,3 +247,17 @@ async def test_a_file_that_stands_where_the_lock_would_be_is_left_alone(base_url
     with pytest.raises(batchkit.UsageError, match="in the way"):
         await batchkit.arun(requests, tmp_path / "uv.jsonl", base_url=base_url, progress="off")
     assert other.read_text() == "version = 1\n"
+
+
+async def test_after_a_kill_the_summary_says_how_many_answers_may_have_been_billed_twice(
+    base_url, requests, tmp_path
+):
+    output = tmp_path / "results.jsonl"
+    first = await batchkit.arun(requests, output, base_url=base_url, progress="off", concurrency=7, limit=20)
+    assert first["attempts"]["in_flight_at_kills"] == 0
+    # A run that ended by itself says so in its checkpoint; one that was killed could not.
+    (tmp_path / "results.checkpoint.json").unlink()
+    second = await batchkit.arun(requests, output, base_url=base_url, progress="off", concurrency=9)
+    assert second["attempts"]["in_flight_at_kills"] == 7
+    assert second["cost"]["in_flight_at_kills"] == pytest.approx(second["cost"]["total"] / 50 * 7)
+    assert batchkit.report(output) == second

@@ -241,6 +241,8 @@ def run_to_json(run: RunHeader) -> dict[str, Any]:
         "version": run.version,
         "base_url": run.base_url,
         "simulated": run.simulated,
+        "concurrency": run.concurrency,
+        "in_flight_before": run.in_flight_before,
         "defaults": orjson.dumps(run.defaults, option=orjson.OPT_SORT_KEYS).decode(),
         "input": {"path": run.input_path, "bytes": run.input_bytes},
     }
@@ -256,4 +258,6 @@ def run_from_json(run: dict[str, Any]) -> RunHeader:
         input_bytes=run["input"]["bytes"],
         simulated=run["simulated"],
         version=run["version"],
+        concurrency=run["concurrency"],
+        in_flight_before=run["in_flight_before"],
     )

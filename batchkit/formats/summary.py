@@ -72,6 +72,7 @@ class Totals:
     finished_at: float | None = None
     active_s: float = 0.0
     simulated: bool = False
+    in_flight_at_kills: int = 0
 
 
 def build(
@@ -92,6 +93,8 @@ def build(
         cost["known_total"] = float(totals.known_cost)
     if totals.price_list is not None:
         cost["price_list"] = totals.price_list
+    if totals.in_flight_at_kills and totals.succeeded:
+        cost["in_flight_at_kills"] = float(totals.known_cost / totals.succeeded * totals.in_flight_at_kills)
     return {
         "job_id": job_id,
         "status": status,
@@ -108,6 +111,7 @@ def build(
             "total": totals.attempts,
             "retried": sum(totals.by_reason.values()),
             "by_reason": dict(totals.by_reason),
+            "in_flight_at_kills": totals.in_flight_at_kills,
         },
         "usage": {**_usage(usage), "unknown": totals.unknown_usage},
         "cost": cost,
@@ -242,6 +246,13 @@ def _rows(summary: Mapping[str, Any]) -> Iterable[tuple[str, list[str]]]:
     yield "attempts", [f"{attempts['total']:,} in all", *repeated]
     yield "tokens", _tokens(summary["usage"])
     yield "cost", _cost(summary)
+    if at_kills := attempts.get("in_flight_at_kills"):
+        parts = [
+            f"up to {at_kills:,} answers were on their way when a run was killed and may be billed twice"
+        ]
+        if more := summary["cost"].get("in_flight_at_kills"):
+            parts.append(f"some {dollars(more)} at the mean price of an answer")
+        yield "killed", parts
     if len(summary["models"]) > 1:
         for place, (name, model) in enumerate(summary["models"].items()):
             cost = "no known price" if model["cost"] is None else dollars(model["cost"])

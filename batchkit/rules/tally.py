@@ -14,7 +14,7 @@ depend on how long a prompt was, and a sum cannot be split afterwards.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil, inf, isfinite, log
@@ -98,6 +98,7 @@ class Tally:
     __slots__ = (
         "_buckets",
         "_errors",
+        "_in_flight_before",
         "_lasts",
         "_models",
         "_reasons",
@@ -126,6 +127,7 @@ class Tally:
         self._starts: list[float] = []
         self._lasts: list[float] = []
         self._simulated: list[bool] = []
+        self._in_flight_before: list[int] = []
         # First and last finish of what finished before any run began: lines that others wrote, or a clock set back.
         self._stray: tuple[float, float] | None = None
 
@@ -133,9 +135,11 @@ class Tally:
 
     def begin_run(self, header: RunHeader) -> None:
         """Begin the run that `header` tells of; again for the same run does nothing."""
-        self.start_run(header.started_at, simulated=header.simulated)
+        self.start_run(
+            header.started_at, simulated=header.simulated, in_flight_before=header.in_flight_before
+        )
 
-    def start_run(self, started_at: float, *, simulated: bool = False) -> None:
+    def start_run(self, started_at: float, *, simulated: bool = False, in_flight_before: int = 0) -> None:
         """Begin a run at `started_at`, Unix time in seconds; again for the same run does nothing."""
         place = bisect_left(self._starts, started_at)
         if place < len(self._starts) and self._starts[place] == started_at:
@@ -149,11 +153,13 @@ class Tally:
         self._starts.insert(place, started_at)
         self._lasts.insert(place, last)
         self._simulated.insert(place, simulated)
+        self._in_flight_before.insert(place, in_flight_before)
         if len(self._starts) > MAX_RUNS:
             # The first run takes in the second: what is kept is the first start and the latest ones, in any order.
             del self._starts[1]
             self._lasts[0] = max(self._lasts[0], self._lasts.pop(1))
             self._simulated[0] = self._simulated.pop(1) and self._simulated[0]
+            self._in_flight_before[0] += self._in_flight_before.pop(1)
 
     def add(self, outcome: Outcome) -> None:
         """Add a request that ended."""
@@ -204,8 +210,8 @@ class Tally:
         for code, error in other._errors.items():
             name = _admit(self._errors, code, MAX_CODES, _add_errors)
             _add_errors(self._errors.setdefault(name, [0, inf, ""]), error)
-        for start, last, simulated in zip(other._starts, other._lasts, other._simulated, strict=True):
-            self.start_run(start, simulated=simulated)
+        for start, last, simulated, before in other._runs():
+            self.start_run(start, simulated=simulated, in_flight_before=before)
             if last >= start:
                 self._credit(last)
         for finished_at in other._stray or ():
@@ -306,29 +312,36 @@ class Tally:
     @property
     def started_at(self) -> float | None:
         """When the job's first run began, Unix time in seconds; None while nothing ended."""
-        return min((start for start, _, _ in self._worked()), default=None)
+        return min((run[0] for run in self._worked()), default=None)
 
     @property
     def finished_at(self) -> float | None:
         """When the last request ended, Unix time in seconds; None while nothing ended."""
-        return max((last for _, last, _ in self._worked()), default=None)
+        return max((run[1] for run in self._worked()), default=None)
 
     @property
     def active_s(self) -> float:
         """Seconds at work: of each run from its start to the last request that ended in it."""
-        return sum(last - start for start, last, _ in self._worked())
+        return sum(run[1] - run[0] for run in self._worked())
 
     @property
     def simulated(self) -> bool:
         """Whether all runs were simulated and cost nothing."""
         worked = self._worked()
-        return bool(worked) and all(simulated for _, _, simulated in worked)
+        return bool(worked) and all(run[2] for run in worked)
 
-    def _worked(self) -> list[tuple[float, float, bool]]:
+    @property
+    def in_flight_at_kills(self) -> int:
+        """How many answers at most were on their way when a run was killed, and may have been billed twice."""
+        return sum(run[3] for run in self._worked())
+
+    def _runs(self) -> Iterator[tuple[float, float, bool, int]]:
+        return zip(self._starts, self._lasts, self._simulated, self._in_flight_before, strict=True)
+
+    def _worked(self) -> list[tuple[float, float, bool, int]]:
         """The runs in which something ended. Others left no line, so the files could not tell of them."""
-        stray = [(*self._stray, False)] if self._stray else []
-        runs = zip(self._starts, self._lasts, self._simulated, strict=True)
-        return stray + [run for run in runs if run[1] >= run[0]]
+        stray = [(*self._stray, False, 0)] if self._stray else []
+        return stray + [run for run in self._runs() if run[1] >= run[0]]
 
     # ---------------------------------------------------------------------------------------------- keeping
 
@@ -350,11 +363,7 @@ class Tally:
             },
             "errors": {code: list(error) for code, error in sorted(self._errors.items())},
             "stray": list(self._stray) if self._stray else None,
-            "runs": [
-                list(run)
-                for run in zip(self._starts, self._lasts, self._simulated, strict=True)
-                if run[1] >= run[0]
-            ],
+            "runs": [list(run) for run in self._runs() if run[1] >= run[0]],
         }
 
     @classmethod
@@ -386,12 +395,13 @@ class Tally:
         if state["stray"] is not None:
             first, last = state["stray"]
             tally._stray = _seconds(first), _seconds(last)
-        for start, last, simulated in state["runs"]:
+        for start, last, simulated, before in state["runs"]:
             if not isinstance(simulated, bool) or not _seconds(start) <= _seconds(last):
                 raise ValueError("a run ends before it begins")
             tally._starts.append(_seconds(start))
             tally._lasts.append(_seconds(last))
             tally._simulated.append(simulated)
+            tally._in_flight_before.append(_count(before))
         if tally._starts != sorted(set(tally._starts)):
             raise ValueError("runs are out of order")
         return tally

@@ -25,6 +25,7 @@ def totals(**change):
         "failed": 2,
         "attempts": 12,
         "by_reason": {"timeout": 1, "rate_limited": 2},
+        "in_flight_at_kills": 0,
         "truncated": 1,
         "models": {
             "gpt-4o-mini-2024-07-18": ModelFigures(
@@ -54,7 +55,12 @@ def test_the_summary_has_the_shape_that_was_promised():
         "stop_reason": None,
         "simulated": False,
         "requests": {"total": 9, "succeeded": 7, "failed": 2, "pending": 0, "truncated": 1},
-        "attempts": {"total": 12, "retried": 3, "by_reason": {"timeout": 1, "rate_limited": 2}},
+        "attempts": {
+            "total": 12,
+            "retried": 3,
+            "by_reason": {"timeout": 1, "rate_limited": 2},
+            "in_flight_at_kills": 0,
+        },
         "usage": {
             "prompt_tokens": 629_370,
             "completion_tokens": 420,

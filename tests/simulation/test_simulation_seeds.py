@@ -8,7 +8,7 @@ import simulated_job
 
 from batchkit.testing import FaultyDisk
 
-SEEDS = 1_500
+SEEDS = 2_000
 AT_ONCE = 125
 
 

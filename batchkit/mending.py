@@ -25,6 +25,7 @@ __all__ = ["repair"]
 _BEGINNING: Final = re.compile(rb'\{"id":"batch_req_')
 _END: Final = re.compile(rb',"crc32":"[0-9a-f]{8}"}}')
 _INDEX: Final = re.compile(rb'"batchkit":\{"index":(\d{1,15}),')
+_ID: Final = re.compile(rb'"batch_req_[0-9a-f]{16}([0-9a-f]{16})"')
 _SCRAP_BYTES: Final = 8
 """What is no longer than this was never a line: a newline that became something else."""
 
@@ -85,8 +86,17 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
         "moved": moved,
         "kept": len(done),
         "asked_again": sorted(index for index in lost if index not in done),
-        "complete": all(each["index"] is not None or each["bytes"] <= _SCRAP_BYTES for each in moved),
+        "complete": all(_is_told(piece, done) for file in (path, store.paths.errors) for piece in gone[file]),
     }
+
+
+def _is_told(piece: _Piece, done: DoneIndexes) -> bool:
+    """Whether it is known which request lost its line with `piece`, if one did."""
+    if piece.line is not None or len(piece.data) <= _SCRAP_BYTES:
+        return True
+    # One that claims the index of a line that stays has its damage there.
+    indexes = _indexes(piece)
+    return bool(indexes) and all(index not in done for index in indexes)
 
 
 def _sift(store: Store, path: Path, stays: Callable[[OutputLine], bool]) -> list[_Piece]:
@@ -144,4 +154,7 @@ def _within(data: bytes, offset: int) -> Iterator[_Piece]:
 
 
 def _indexes(piece: _Piece) -> list[int]:
-    return [int(found) for found in _INDEX.findall(piece.data)]
+    """The indexes that the bytes speak of. A line says its own twice; where the two differ, neither is believed."""
+    said = {int(found) for found in _INDEX.findall(piece.data)}
+    in_ids = {int(found, 16) for found in _ID.findall(piece.data)}
+    return sorted(said & in_ids if said and in_ids else said | in_ids)

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from batchkit.errors import BatchkitError, Interrupted
@@ -32,7 +33,17 @@ Keys come from the environment: PORTKEY_API_KEY (with PORTKEY_VIRTUAL_KEY), or O
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; `argv` without the program's name, by default what was typed. Returns the exit code."""
     _open_standard_streams()
-    args = _parser().parse_args(argv)
+    try:
+        args = _parser().parse_args(argv)
+        return _run_command(args)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _flush(stream)
+
+
+def _run_command(args: argparse.Namespace) -> int:
     try:
         code: int = args.command(args)
     except BatchkitError as error:
@@ -42,8 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_json({"error": {"code": type(error).__name__, "message": str(error)}})
         _say(f"batchkit: {error}", sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     return code
 
 
@@ -61,10 +70,16 @@ def _open_standard_streams() -> None:
 def _say(text: str, stream: TextIO | None = None) -> None:
     """Print. That nobody reads it any more, or that it finds no room, is quiet: what counts stands in the files."""
     stream = sys.stdout if stream is None else stream
+    with suppress(OSError):
+        print(text, file=stream)
+    _flush(stream)
+
+
+def _flush(stream: TextIO) -> None:
     try:
-        print(text, file=stream, flush=True)
+        stream.flush()
     except OSError:
-        # Python flushes once more at its end, which must not fail either.
+        # Python flushes once more at its end, and would exit with 120 if that failed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -44,7 +44,7 @@ coverage: $(INSTALLED)  ## the tests with branch coverage
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage report --skip-covered --sort=cover
 
-campaign: $(INSTALLED)  ## kill a job 200 times, count what was lost, doubled and billed twice (some four minutes)
+campaign: $(INSTALLED)  ## kill a job 200 times, count what was lost, doubled and billed twice (some eight minutes)
 	$(BIN)/python tests/campaign/kill_campaign.py --kills $(KILLS)
 
 simulation: $(INSTALLED)  ## live through a million simulated jobs that crash (hours; SEEDS=10000 takes minutes)

@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from batchkit.engine.stop import Stop
 from batchkit.records import Answer, Failure, FailureKind, Request
-from batchkit.rules.pacing import Pacer, TokenForecast
+from batchkit.rules.pacing import Pacer, Reservation, TokenForecast
 
 __all__ = ["Clock", "Gate", "SystemClock"]
 
@@ -67,24 +67,32 @@ class Gate:
         self.waiting = 0
         """Attempts that stand before the gate."""
 
-    async def admit(self, request: Request) -> float | None:
-        """Wait until an attempt on `request` may start. The tokens reserved for it, or None when the run is stopping."""
-        pacer = self.pacer
-        tokens = self._forecast.tokens(request) if pacer.counts_tokens else 0.0
-        if not self.waiting and pacer.reserve(self._clock.now(), tokens) == 0.0:
-            return tokens
+    async def admit(self, request: Request) -> Reservation | None:
+        """Wait until an attempt on `request` may start. What is reserved for it, or None when the run is stopping."""
+        now = self._clock.now()
+        tokens = self._expect(request)
+        if not self.waiting and self.pacer.reserve(now, tokens) == 0.0:
+            return Reservation(now, tokens)
         self.waiting += 1
         try:
             async with self._turn:
-                while (wait := pacer.reserve(self._clock.now(), tokens)) > 0.0:
+                while True:
+                    now = self._clock.now()
+                    # Forecast again: while it waited, answers may have told what to expect.
+                    tokens = self._expect(request)
+                    wait = self.pacer.reserve(now, tokens)
+                    if wait == 0.0:
+                        return Reservation(now, tokens)
                     # Not longer than a second at once: settled tokens and a grown rate bring the moment nearer.
                     if not await self.sleep(max(_SHORTEST_NAP_S, min(wait, _LONGEST_NAP_S))):
                         return None
         finally:
             self.waiting -= 1
-        return tokens
 
-    def settle(self, request: Request, answer: Answer, reserved: float) -> None:
+    def _expect(self, request: Request) -> float:
+        return self._forecast.tokens(request) if self.pacer.counts_tokens else 0.0
+
+    def settle(self, request: Request, answer: Answer, reserved: Reservation) -> None:
         """Tell the pacer what came of an attempt that `admit` let start."""
         now = self._clock.now()
         if isinstance(answer, Failure):
@@ -95,7 +103,7 @@ class Gate:
             self.pacer.accepted(now, reserved, used)
             return
         if answer.usage is None:
-            self.pacer.accepted(now)
+            self.pacer.accepted(now, reserved)
             return
         self.pacer.accepted(now, reserved, answer.usage.total_tokens)
         if self.pacer.counts_tokens:

@@ -1,12 +1,11 @@
 """How fast requests may start: known limits kept, hidden ones found.
 
 A limit of requests or tokens a minute is a rate, so the rate is what is controlled; concurrency only guards memory and
-sockets. Each budget is a GCRA, the virtual-scheduling form of a leaky bucket (ITU-T I.371): it remembers one moment, the
-theoretical arrival time, and a start pushes that moment on by cost / rate. Nothing is bursted but 50 ms.
+sockets. `rules.budget` keeps a limit that is known.
 
 Until a server refuses, only `--rpm` and `--tpm` hold. A refusal sets the rate a little below what was taken lately; while
-refusals stay away and it is the pacer that holds work back, the rate grows again, by 2 % a second at first. What was taken is told by the starts that were not refused, not by the answers:
-a refusal comes at once, an answer seconds later.
+refusals stay away and it is the pacer that holds work back, the rate grows again, by 2 % a second at first. What was taken
+is told by the starts that were not refused, not by the answers: a refusal comes at once, an answer seconds later.
 
 The clock is an argument in seconds, so an hour of pacing is tested in a millisecond.
 """
@@ -16,11 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchkit.records import Request, Usage
+from batchkit.rules.budget import Budget, Reservation
 
-__all__ = ["Pacer", "TokenForecast"]
+__all__ = ["Pacer", "Reservation", "TokenForecast"]
 
-_BURST_S = 0.05
-_CREDIT_S = 0.5
 _WINDOW_S = 3.0
 """Over how long the rate that was taken is measured."""
 _CLEAN_S = 2.0
@@ -32,80 +30,40 @@ _SHUT = 0.9
 _LOWEST_PER_S = 0.02
 
 
-class _Budget:
-    """A GCRA: so much a second, or anything when `per_s` is None."""
-
-    __slots__ = ("_arrival", "_credit", "per_s")
-
-    def __init__(self, per_s: float | None) -> None:
-        self.per_s = per_s
-        self._arrival = 0.0
-        self._credit = 0.0
-
-    def change(self, now: float, per_s: float) -> None:
-        """From now on `per_s`. What is owed stays the same, and is paid off at the new rate."""
-        if self.per_s is not None and self._arrival > now:
-            self._arrival = now + (self._arrival - now) * self.per_s / per_s
-        self.per_s = per_s
-
-    def wait(self, now: float) -> float:
-        if self.per_s is None:
-            return 0.0
-        return max(0.0, self._arrival - now - _BURST_S)
-
-    def take(self, now: float, cost: float) -> None:
-        if self.per_s is not None:
-            paid = min(cost, self._credit)
-            self._credit -= paid
-            self._arrival = max(self._arrival, now) + (cost - paid) / self.per_s
-
-    def settle(self, now: float, reserved: float, actual: float) -> None:
-        """Put right what was taken. What was reserved for nothing is a credit for the next, of half a second's worth at most.
-
-        A credit, since whoever waits was told for how long before this was known: time alone would be lost.
-        """
-        if self.per_s is None:
-            return
-        if actual > reserved:
-            self.take(now, actual - reserved)
-            return
-        credit = min(self.per_s * _CREDIT_S, self._credit + reserved - actual)
-        self._arrival -= (reserved - actual - (credit - self._credit)) / self.per_s
-        self._credit = credit
-
-
 _LEARNED = 20
+_REMEMBERED = 200
+_GUESSED_COMPLETION = 1024
 
 
 @dataclass(slots=True)
 class TokenForecast:
-    """How many tokens a request will take, learned from those that were answered.
+    """How many tokens a request will take, learned from those that were answered lately.
 
-    Prompts are forecast from the bytes of the body, completions from the mean so far and the request's own limit. Before
-    twenty answers the guesses are on the high side: a quarter of the bytes is typical, a third is reserved.
+    Prompts are forecast from the bytes of the body, completions from their mean and the request's own limit. Before
+    twenty answers the guesses are on the high side: a quarter of the bytes is typical, a third is reserved. Later ones are
+    averages over some two hundred answers, since a file may be sorted by length.
     """
 
-    body_bytes: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens_per_byte: float = 0.0
+    completion_tokens: float = 0.0
     answers: int = 0
 
     def learn(self, body_bytes: int, usage: Usage) -> None:
         """Take in what an answered body of `body_bytes` really took."""
-        self.body_bytes += body_bytes
-        self.prompt_tokens += usage.prompt_tokens
-        self.completion_tokens += usage.completion_tokens
         self.answers += 1
+        share = 1.0 / min(self.answers, _REMEMBERED)
+        self.prompt_tokens_per_byte += share * (
+            usage.prompt_tokens / body_bytes - self.prompt_tokens_per_byte
+        )
+        self.completion_tokens += share * (usage.completion_tokens - self.completion_tokens)
 
     def tokens(self, request: Request) -> float:
         """Prompt and completion tokens to reserve for `request`."""
         size = len(request.body)
-        if self.answers >= _LEARNED and self.body_bytes:
-            prompt = size * self.prompt_tokens / self.body_bytes
-            completion = self.completion_tokens / self.answers
+        if self.answers >= _LEARNED:
+            prompt, completion = size * self.prompt_tokens_per_byte, self.completion_tokens
         else:
-            prompt = size / 3
-            completion = float(request.max_tokens or 256)
+            prompt, completion = size / 3, float(request.max_tokens or _GUESSED_COMPLETION)
         return prompt + (min(completion, request.max_tokens) if request.max_tokens else completion)
 
 
@@ -142,9 +100,9 @@ class Pacer:
     """
 
     def __init__(self, rpm: float | None = None, tpm: float | None = None) -> None:
-        self._ceiling = None if rpm is None else rpm / 60
-        self._requests = _Budget(self._ceiling)
-        self._tokens = _Budget(None if tpm is None else tpm / 60)
+        self._requests = Budget(rpm, exact=True)
+        self._tokens = Budget(tpm)
+        self._ceiling = self._requests.per_s
         self._began_at: float | None = None
         self._paused_until = 0.0
         self._started = _Recent()
@@ -175,32 +133,34 @@ class Pacer:
         return max(0.0, self._paused_until - now)
 
     def reserve(self, now: float, tokens: float = 0.0) -> float:
-        """0.0 when a request of so many `tokens` may start, and is then counted; else the seconds until asking again."""
+        """0.0 when a request of so many `tokens` may start, and is then counted; else the seconds until asking again.
+
+        Who was let start tells of it, as a `Reservation` of this moment, when its answer is there.
+        """
         if self._began_at is None:
             self._began_at = now
         if self._found:
             self._grow(now)
-        wait = max(self._paused_until - now, self._requests.wait(now), self._tokens.wait(now))
+        wait = max(self._paused_until - now, self._requests.wait(now, 1.0), self._tokens.wait(now, tokens))
         if wait > 0.0:
             self._held_back_at = now
             return wait
         self._started.add(now)
-        self._requests.take(now, 1.0)
-        self._tokens.take(now, tokens)
+        self._requests.spend(now, 1.0)
+        self._tokens.reserve(now, tokens)
         return 0.0
 
-    def accepted(self, now: float, reserved: float = 0.0, actual: float | None = None) -> None:
-        """The server took a request; settle the `reserved` tokens with the `actual` ones where they are known."""
-        if actual is not None:
-            self._tokens.settle(now, reserved, actual)
+    def accepted(self, now: float, reserved: Reservation, actual: float | None = None) -> None:
+        """The server took a request; settle the tokens `reserved` with the `actual` ones where they are known."""
+        self._tokens.settle(now, reserved.at, reserved.tokens, actual)
 
-    def refused(self, now: float, hint: float | None, reserved: float = 0.0) -> None:
+    def refused(self, now: float, hint: float | None, reserved: Reservation) -> None:
         """The server refused a request for its rate, asking for a wait of `hint` seconds, or of nothing in particular.
 
         The refused request waits out its own hint; everyone waits a quarter of a second, or the whole hint while nearly all
         that started in the last seconds was refused.
         """
-        self._tokens.settle(now, reserved, 0.0)
+        self._tokens.settle(now, reserved.at, reserved.tokens, 0.0, usual=False)
         self._refused.add(now)
         started, refused = self._started.total(now), self._refused.total(now)
         shut = 0.0 < _SHUT * started <= refused

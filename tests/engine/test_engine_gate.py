@@ -9,7 +9,7 @@ from batchkit.engine.gate import Gate
 from batchkit.engine.stop import Stop
 from batchkit.errors import Interrupted
 from batchkit.records import Request
-from batchkit.rules.pacing import Pacer
+from batchkit.rules.pacing import Pacer, Reservation
 from batchkit.testing import ManualClock, failure, reply
 
 
@@ -21,7 +21,7 @@ async def test_without_a_limit_nobody_waits():
     clock, stop = ManualClock(), Stop()
     gate = Gate(Pacer(), clock, stop)
     for index in range(1000):
-        assert await gate.admit(ask(index)) == 0.0
+        assert await gate.admit(ask(index)) == Reservation(0.0)
     assert clock.now() == 0.0
 
 
@@ -47,7 +47,7 @@ async def test_tpm_reserves_the_forecast_and_settles_with_what_was_used():
     gate = Gate(Pacer(tpm=6000), clock, stop)
     request = ask(size=300, max_tokens=900)
     reserved = await gate.admit(request)
-    assert reserved == pytest.approx(1000)
+    assert reserved == Reservation(0.0, pytest.approx(1000))
     gate.settle(request, reply(), reserved)  # it was 15 in fact
     await gate.admit(request)
     assert clock.now() < 1.0
@@ -57,7 +57,7 @@ async def test_a_refusal_holds_everyone_back_for_a_moment():
     clock, stop = ManualClock(), Stop()
     gate = Gate(Pacer(), clock, stop)
     reserved = await gate.admit(ask())
-    gate.settle(ask(), failure("rate_limited", retry_after=7.0), reserved or 0.0)
+    gate.settle(ask(), failure("rate_limited", retry_after=7.0), reserved or Reservation(0.0))
     await gate.admit(ask(1))
     assert clock.now() >= 0.25
 
@@ -66,7 +66,7 @@ async def test_who_waits_when_the_run_stops_is_not_let_through():
     clock, stop = ManualClock(), Stop()
     gate = Gate(Pacer(rpm=1), clock, stop)
     await gate.admit(ask())
-    results: list[float | None] = []
+    results: list[Reservation | None] = []
 
     async def one() -> None:
         results.append(await gate.admit(ask(1)))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Unpack
 
+import anyio
 from anyio import to_thread
 
 from batchkit.endpoint import Endpoint
@@ -56,8 +57,9 @@ async def stream(
 
     They come in the order in which they end; `outcome.index` counts the records from 0. Keywords are those of `run`, but
     nothing is written and nothing resumed, and `progress` is off unless asked for. An iterable that is not async is read in
-    a thread. Raises UsageError before the first request and RunStopped after the outcomes of what was in flight; leaving
-    the loop early ends what is in flight.
+    a thread. Raises UsageError before the first request and RunStopped after the outcomes of what was in flight. Leaving
+    the loop early, also by an error, ends what is in flight as soon as the generator is closed: Python does that by itself
+    soon after, `contextlib.aclosing` does it on the spot.
     """
     chosen = Settings.of({"progress": "off", **settings})
     if isinstance(requests, Mapping | str | bytes) or not isinstance(requests, Iterable | AsyncIterable):
@@ -114,15 +116,22 @@ async def stream(
                 lambda: None,
                 lambda: (None, False),
             )
-            watching = asyncio.create_task(monitor.watch())
+            broke: Exception | None = None
             try:
-                await pipeline.run()
+                async with anyio.create_task_group() as group:
+                    group.start_soon(monitor.watch)
+                    try:
+                        await pipeline.run()
+                    except Exception as error:  # noqa: BLE001 - raised again, outside the group that would wrap it
+                        broke = error
+                    group.cancel_scope.cancel()
             finally:
-                watching.cancel()
-                with suppress(asyncio.CancelledError):
-                    await watching
                 monitor.close()
+            if broke is not None:
+                raise broke
 
+    # The one task that is not in a group: a generator may not hold one open while its caller's code runs. Everything else
+    # lives within it, and it ends with the generator.
     working = asyncio.create_task(work())
     working.add_done_callback(lambda _: came.set())
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -216,6 +218,40 @@ async def test_stream_reads_no_further_than_its_consumer_takes(base_url):
         if seen == 50:
             break
     assert read <= seen + 2 * 4 + 4 + 1
+
+
+async def test_a_loop_over_a_stream_that_fails_leaves_no_task_behind(base_url):
+    before = asyncio.all_tasks()
+
+    async def fail_at_the_first():
+        async for _ in batchkit.stream((record(number) for number in range(1000)), base_url=base_url):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail_at_the_first()
+    async with asyncio.timeout(30):
+        while asyncio.all_tasks() != before:
+            await asyncio.sleep(0)
+
+
+async def test_a_stream_within_aclosing_is_over_when_its_block_is(base_url):
+    before = asyncio.all_tasks()
+    endless = (record(number) for number in itertools.count())
+    async with contextlib.aclosing(batchkit.stream(endless, base_url=base_url)) as outcomes:
+        async for _ in outcomes:
+            break
+        assert asyncio.all_tasks() != before
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_stream_raises_the_error_of_its_records_as_it_is(base_url):
+    def broken():
+        yield record(0)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        async for _ in batchkit.stream(broken(), base_url=base_url):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class Totals:
     """A job's figures, as the rules count them and price them.
 
     `errors` is code: (count, custom_id of the first). `latency_s` is p50, p90, p99 and max. `known_cost` is in US
-    dollars and leaves `unpriced_models` out. Times are Unix times, durations seconds.
+    dollars and leaves `unpriced_models` out, `dearest` what one answer cost at most. Times are Unix times, durations seconds.
     """
 
     succeeded: int
@@ -64,6 +64,7 @@ class Totals:
     models: Mapping[str, ModelFigures] = field(default_factory=dict)
     unknown_usage: int = 0
     known_cost: Decimal = Decimal(0)
+    dearest: Decimal = Decimal(0)
     unpriced_models: tuple[str, ...] = ()
     price_list: str | None = None
     latency_s: tuple[float, float, float, float] | None = None
@@ -93,8 +94,8 @@ def build(
         cost["known_total"] = float(totals.known_cost)
     if totals.price_list is not None:
         cost["price_list"] = totals.price_list
-    if totals.in_flight_at_kills and totals.succeeded:
-        cost["in_flight_at_kills"] = float(totals.known_cost / totals.succeeded * totals.in_flight_at_kills)
+    if totals.in_flight_at_kills and not totals.unpriced_models:
+        cost["in_flight_at_kills"] = float(totals.dearest * totals.in_flight_at_kills)
     return {
         "job_id": job_id,
         "status": status,
@@ -251,7 +252,7 @@ def _rows(summary: Mapping[str, Any]) -> Iterable[tuple[str, list[str]]]:
             f"up to {at_kills:,} answers were on their way when a run was killed and may be billed twice"
         ]
         if more := summary["cost"].get("in_flight_at_kills"):
-            parts.append(f"some {dollars(more)} at the mean price of an answer")
+            parts.append(f"{dollars(more)} at most, each as dear as the dearest of the job")
         yield "killed", parts
     if len(summary["models"]) > 1:
         for place, (name, model) in enumerate(summary["models"].items()):

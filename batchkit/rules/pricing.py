@@ -156,12 +156,16 @@ class PriceList:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a job cost, in US dollars. `total` is None if some model has no price; `known_total` is that of the rest."""
+    """What a job cost, in US dollars. `total` is None if some model has no price; `known_total` is that of the rest.
+
+    `dearest` is what one answer cost at most, as far as prices are known: none was longer than what it is of.
+    """
 
     total: Decimal | None
     known_total: Decimal
     unpriced_models: tuple[str, ...]
     by_model: Mapping[str, Decimal | None]
+    dearest: Decimal = Decimal(0)
 
 
 def cost_of(tally: Tally, prices: PriceList) -> Cost:
@@ -171,16 +175,20 @@ def cost_of(tally: Tally, prices: PriceList) -> Cost:
     answers did not (`ModelTotal.unknown`) the others are counted.
     """
     by_model: dict[str, Decimal | None] = {}
+    dearest = Decimal(0)
     for model, total in tally.models.items():
         price = prices.find(model)
         if price is None or 0 < total.requests == total.unknown:
             by_model[model] = None
         else:
             bands = total.bands.items()
-            by_model[model] = sum((price.cost(usage, band, n) for band, (n, usage) in bands), Decimal(0))
+            by_model[model] = sum(
+                (price.cost(each.usage, band, each.requests) for band, each in bands), Decimal(0)
+            )
+            dearest = max(dearest, *(price.cost(each.longest, band) for band, each in bands))
     known = sum((cost for cost in by_model.values() if cost is not None), Decimal(0))
     unpriced = tuple(model for model, cost in by_model.items() if cost is None)
-    return Cost(None if unpriced else known, known, unpriced, by_model)
+    return Cost(None if unpriced else known, known, unpriced, by_model, dearest)
 
 
 def _price(model: str, provider: str, prices: ModelPrice) -> Price | None:

@@ -22,7 +22,17 @@ from typing import Any, Final
 
 from batchkit.records import Failure, Outcome, Reply, RunHeader, Usage
 
-__all__ = ["BAND_EDGES", "OTHER", "UNKNOWN_MODEL", "ErrorTotal", "Latency", "ModelTotal", "Tally", "band_of"]
+__all__ = [
+    "BAND_EDGES",
+    "OTHER",
+    "UNKNOWN_MODEL",
+    "BandTotal",
+    "ErrorTotal",
+    "Latency",
+    "ModelTotal",
+    "Tally",
+    "band_of",
+]
 
 BAND_EDGES: Final = (32_000, 100_000, 128_000, 199_999, 200_000, 256_000, 272_000, 512_000, 524_288)
 """Prompt lengths, in tokens, above which some model of the price list has another price."""
@@ -48,21 +58,32 @@ _LONGEST: Final = 1e6
 _FIRST_BUCKET: Final = ceil(log(_SHORTEST) * _PER_LOG)
 _LAST_BUCKET: Final = ceil(log(_LONGEST) * _PER_LOG)
 
-# One cell of sums: requests, answers without usage, then the fields of Usage in their order.
-_CELL: Final = (0, 0, 0, 0, 0, 0, 0)
+# One cell: requests, answers without usage, the fields of Usage in their order, then the longest prompt and the longest
+# completion. All are sums but those two.
+_CELL: Final = (0, 0, 0, 0, 0, 0, 0, 0, 0)
+_SUMS: Final = 7
+
+
+@dataclass(frozen=True, slots=True)
+class BandTotal:
+    """What one model answered to prompts of one context band; no answer took more than `longest` of either kind of token."""
+
+    requests: int
+    usage: Usage
+    longest: Usage
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTotal:
     """What one model answered. `unknown` of its `requests` came without usage; `bands` splits `usage` and requests.
 
-    A key of `bands` is that of `band_of`, a value the requests and the tokens that fell into it.
+    A key of `bands` is that of `band_of`.
     """
 
     requests: int
     unknown: int
     usage: Usage
-    bands: Mapping[int, tuple[int, Usage]]
+    bands: Mapping[int, BandTotal]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +263,8 @@ class Tally:
         cell[4] += usage.total_tokens
         cell[5] += usage.cached_tokens
         cell[6] += usage.reasoning_tokens
+        cell[7] = max(cell[7], usage.prompt_tokens)
+        cell[8] = max(cell[8], usage.completion_tokens)
 
     def _add_error(self, failure: Failure, outcome: Outcome) -> None:
         code = failure.code
@@ -265,11 +288,6 @@ class Tally:
     def by_reason(self) -> dict[str, int]:
         """Attempts that were repeated, by why."""
         return dict(sorted(self._reasons.items()))
-
-    @property
-    def retried(self) -> int:
-        """Attempts that were repeated."""
-        return sum(self._reasons.values())
 
     @property
     def models(self) -> dict[str, ModelTotal]:
@@ -441,7 +459,8 @@ def _add_counts(one: int, other: int) -> int:
 
 def _add_bands(one: dict[int, list[int]], other: dict[int, list[int]]) -> dict[int, list[int]]:
     for band, cell in other.items():
-        one[band] = [a + b for a, b in zip(one.get(band, _CELL), cell, strict=True)]
+        pairs = list(zip(one.get(band, _CELL), cell, strict=True))
+        one[band] = [a + b for a, b in pairs[:_SUMS]] + [max(pair) for pair in pairs[_SUMS:]]
     return one
 
 
@@ -452,11 +471,14 @@ def _add_errors(one: list[Any], other: list[Any]) -> list[Any]:
 
 
 def _model_total(bands: dict[int, list[int]]) -> ModelTotal:
-    split = {band: (cell[0], Usage(*cell[2:])) for band, cell in sorted(bands.items())}
+    split = {
+        band: BandTotal(cell[0], Usage(*cell[2:_SUMS]), Usage(*cell[_SUMS:]))
+        for band, cell in sorted(bands.items())
+    }
     return ModelTotal(
         requests=sum(cell[0] for cell in bands.values()),
         unknown=sum(cell[1] for cell in bands.values()),
-        usage=sum((usage for _, usage in split.values()), Usage()),
+        usage=sum((total.usage for total in split.values()), Usage()),
         bands=split,
     )
 

@@ -60,6 +60,7 @@ class PromptCount:
     exact: bool
 
 
+@lru_cache(maxsize=64)
 def encoding_for(model: str | None) -> tuple[str, bool]:
     """The encoding of `model`, and whether prompts to it are known to be counted by this module's rule.
 

@@ -2,15 +2,20 @@
 
 So a run can be repeated and compared, whatever order its requests arrive in. Answers are sentences whose every word is
 one token, the space before it included: any prefix of such a text has as many tokens as it has words and full stops,
-so the count is known without counting, for an answer cut at its limit too.
+so the count is known without counting, for an answer cut at its limit too. All are read out of one book, written when
+this module is imported: an answer is a place in it and a length, and costs no more for being long.
 """
 
 from __future__ import annotations
 
 import math
+from array import array
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import accumulate, chain, takewhile
 from random import Random
+from statistics import NormalDist
+from struct import Struct
 
 from batchkit.simulator.settings import FaultKind, SimulatorSettings
 
@@ -47,7 +52,41 @@ SENTENCES = (
 )
 """Plain words, each one token in every encoding of `rules.tokens`; a test holds them to it."""
 
-_TOKENS = tuple((*(f" {word}" for word in sentence[:-1].split(" ")), ".") for sentence in SENTENCES)
+_BOOK_SENTENCES = 8_192
+
+
+def _write_book() -> tuple[str, array[int], array[int]]:
+    """A text, where each of its tokens ends, and at which tokens an answer may begin: the longest has room behind it."""
+    split = [(*(f" {word}" for word in sentence[:-1].split(" ")), ".") for sentence in SENTENCES]
+    sentences = Random(0).choices(split, k=_BOOK_SENTENCES)
+    tokens = list(chain.from_iterable(sentences))
+    starts = accumulate(map(len, sentences[:-1]), initial=0)
+    room = len(tokens) - LONGEST_ANSWER
+    return (
+        "".join(tokens),
+        array("L", accumulate(map(len, tokens), initial=0)),
+        array("L", takewhile(lambda start: start <= room, starts)),
+    )
+
+
+_BOOK, _ENDS, _STARTS = _write_book()
+
+_DRAWS = Struct("<IHHHHxxxx")
+"""What is drawn for a body, out of its identity: the fault, two latencies; the length and the place of an answer."""
+
+_DRAWN_BITS = 16
+_QUANTILE_BITS = 10
+_UNUSED_BITS = _DRAWN_BITS - _QUANTILE_BITS
+_NORMAL_QUANTILES = tuple(
+    NormalDist().inv_cdf((number + 0.5) / 2**_QUANTILE_BITS) for number in range(2**_QUANTILE_BITS)
+)
+
+
+def _lognormal(median: float, sigma: float) -> list[float]:
+    """That distribution as values that are equally likely, in order: to draw from them costs next to nothing."""
+    # Beyond e to the 700 there is no float; sigmas are not bounded.
+    powers = (max(-700, min(700, sigma * quantile)) for quantile in _NORMAL_QUANTILES)
+    return [median * math.exp(power) for power in powers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +118,10 @@ class Behaviour:
     def __init__(self, settings: SimulatorSettings) -> None:
         # blake2b takes a key of at most 64 bytes, and seeds of any size are to differ.
         self._key = blake2b(str(settings.seed).encode()).digest()
-        self._output = (math.log(settings.output_tokens), settings.output_sigma)
-        self._first_token = (settings.first_token_s, settings.first_token_sigma)
-        self._speed = (math.log(settings.tokens_per_s), settings.tokens_per_s_sigma)
+        lengths = _lognormal(settings.output_tokens, settings.output_sigma)
+        self._lengths = [round(min(LONGEST_ANSWER, max(1, length))) for length in lengths]
+        self._first_token_s = _lognormal(settings.first_token_s, settings.first_token_sigma)
+        self._tokens_per_s = _lognormal(settings.tokens_per_s, settings.tokens_per_s_sigma)
         self._faults = [(kind, settings.faults[kind]) for kind in FaultKind if settings.faults.get(kind)]
 
     def identify(self, body: bytes) -> bytes:
@@ -90,14 +130,16 @@ class Behaviour:
 
     def plan(self, identity: bytes, *, max_tokens: int | None = None, choices: int = 1) -> Plan:
         """The plan for the body of that `identity`, which asks for so many `choices` of at most `max_tokens`."""
-        random = Random(int.from_bytes(identity, "big"))
-        fault = self._fault(random.random())
-        median, sigma = self._first_token
-        first_token_s = median * random.lognormvariate(0, sigma)
-        tokens_per_s = random.lognormvariate(*self._speed)
-        drawn = tuple(self._choose(random, max_tokens) for _ in range(choices))
-        slowest = max(choice.tokens for choice in drawn)
-        return Plan(drawn, first_token_s, first_token_s + slowest / tokens_per_s, fault)
+        hit, first, speed, length, place = _DRAWS.unpack(identity)
+        given = [self._choose(length, place, max_tokens)]
+        for number in range(1, choices):
+            drawn = blake2b(identity, digest_size=_DRAWS.size, salt=b"%d" % number).digest()
+            *_, length, place = _DRAWS.unpack(drawn)
+            given.append(self._choose(length, place, max_tokens))
+        slowest = max([choice.tokens for choice in given])
+        first_token_s = self._first_token_s[first >> _UNUSED_BITS]
+        latency_s = first_token_s + slowest / self._tokens_per_s[speed >> _UNUSED_BITS]
+        return Plan(tuple(given), first_token_s, latency_s, self._fault(hit / 2**32))
 
     def _fault(self, drawn: float) -> FaultKind | None:
         for kind, share in self._faults:
@@ -106,20 +148,21 @@ class Behaviour:
                 return kind
         return None
 
-    def _choose(self, random: Random, max_tokens: int | None) -> Choice:
-        wanted = min(LONGEST_ANSWER, max(1, round(random.lognormvariate(*self._output))))
-        tokens: list[str] = []
-        while len(tokens) < wanted:
-            tokens += _TOKENS[int(random.random() * len(_TOKENS))]
-        del tokens[wanted:]
-        if wanted > 1 and tokens[-1] != ".":
+    def _choose(self, length: int, place: int, max_tokens: int | None) -> Choice:
+        wanted = self._lengths[length >> _UNUSED_BITS]
+        start = _STARTS[place * len(_STARTS) >> _DRAWN_BITS]
+        begin = _ENDS[start] + 1  # past the space before its first word
+        end, stop = start + wanted, ""
+        if wanted > 1 and not _ends_sentence(end):
             # An answer that ends by itself ends with one full stop: two in a row would be another token.
-            if tokens[-2] == ".":
-                tokens.pop()
-            else:
-                tokens[-1] = "."
-        finish_reason = "stop"
-        if max_tokens is not None and len(tokens) > max_tokens:
-            del tokens[max_tokens:]
-            finish_reason = "length"
-        return Choice("".join(tokens)[1:], len(tokens), finish_reason)
+            end -= 1
+            stop = "" if _ends_sentence(end) else "."
+        tokens = end - start + len(stop)
+        if max_tokens is not None and tokens > max_tokens:
+            return Choice(_BOOK[begin : _ENDS[start + max_tokens]], max_tokens, "length")
+        return Choice(_BOOK[begin : _ENDS[end]] + stop, tokens, "stop")
+
+
+def _ends_sentence(token: int) -> bool:
+    """Whether the token before that place in the book is a full stop."""
+    return _BOOK[_ENDS[token] - 1] == "."

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from io import FileIO
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -84,6 +85,9 @@ class Simulator:
         self._behaviour = Behaviour(self.settings)
         self._limits = Limits(self.settings)
         self._billed = 0
+        # Unlike any other simulator's, and cheaper than a random one for each request.
+        prefix = uuid4().hex[:16]
+        self._identifiers = (f"{prefix}{number:016x}" for number in count())
         self._failing: OrderedDict[bytes, int] = OrderedDict()
         self._closing = contextlib.AsyncExitStack()
         self._ledger: FileIO | None = None
@@ -137,7 +141,7 @@ class Simulator:
 
     async def _complete(self, request: web.BaseRequest) -> web.StreamResponse:
         started = time.monotonic()
-        identifier = uuid4().hex
+        identifier = next(self._identifiers)
         headers = wire.portkey_headers(request.headers)
         headers["x-request-id"] = f"req_{identifier}"
         try:
@@ -177,14 +181,14 @@ class Simulator:
         self.stats.in_flight += 1
         self.stats.max_in_flight = max(self.stats.max_in_flight, self.stats.in_flight)
         try:
-            if fault is None or fault is FaultKind.CUT:
+            answered = fault is None or fault is FaultKind.CUT
+            if answered:
                 self._bill(request, body, fault, prompt_tokens, plan.completion_tokens)
-                await self._live(plan.latency_s)
             elif fault is FaultKind.EMPTY:
                 self._bill(request, body, fault, prompt_tokens, 0)
-                await self._live(plan.first_token_s)
-            else:
-                await self._live(plan.first_token_s)
+            wait_s = settings.lived(plan.latency_s if answered else plan.first_token_s)
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
             headers["openai-processing-ms"] = str(round((time.monotonic() - started) * 1_000))
             if fault is not None and fault is not FaultKind.CUT:
                 return await self._fail(request, fault, headers, asked.model, prompt_tokens)
@@ -201,11 +205,6 @@ class Simulator:
             return _json(200, answer, headers)
         finally:
             self.stats.in_flight -= 1
-
-    async def _live(self, seconds: float) -> None:
-        wait = self.settings.lived(seconds)
-        if wait > 0:
-            await asyncio.sleep(wait)
 
     def _fault(self, identity: bytes, plan: Plan) -> FaultKind | None:
         """The fault that this body suffers now, if any: its first `fault_times` attempts do, the next one does not."""
@@ -262,7 +261,7 @@ class Simulator:
                 return _json(200, _SERVER_ERROR, headers)
             case FaultKind.EMPTY:
                 answer = wire.completion(
-                    identifier=uuid4().hex,
+                    identifier=next(self._identifiers),
                     created=int(time.time()),
                     model=model,
                     prompt_tokens=prompt_tokens,

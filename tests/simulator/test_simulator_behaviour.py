@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from batchkit.rules.tokens import count_text
-from batchkit.simulator.behaviour import SENTENCES, Behaviour
+from batchkit.simulator.behaviour import LONGEST_ANSWER, SENTENCES, Behaviour
 from batchkit.simulator.settings import FaultKind, SimulatorSettings
 
 ENCODINGS = ("o200k_base", "cl100k_base")
@@ -75,6 +75,34 @@ def test_faults_hit_their_shares_of_the_bodies():
     assert hit.count(FaultKind.CUT) == pytest.approx(400, rel=0.2)
     assert hit.count(FaultKind.SERVER_ERROR) == pytest.approx(800, rel=0.2)
     assert hit.count(None) + hit.count(FaultKind.CUT) + hit.count(FaultKind.SERVER_ERROR) == 4_000
+
+
+def test_the_longest_answer_can_be_given_from_every_place():
+    drawn = plans(behaviour(output_tokens=1e9, output_sigma=0), 200)
+    assert {plan.completion_tokens for plan in drawn} <= {LONGEST_ANSWER, LONGEST_ANSWER - 1}
+    assert len({plan.choices[0].text[:200] for plan in drawn}) > 150
+    text = drawn[0].choices[0].text
+    assert count_text(text) == drawn[0].completion_tokens
+
+
+def test_bodies_that_are_alike_are_answered_differently():
+    texts = [plan.choices[0].text for plan in plans(behaviour(), 2_000)]
+    assert len(set(texts)) > 1_900
+
+
+@pytest.mark.parametrize("sigma", [0, 5, 1_000])
+def test_any_spread_can_be_lived_with(sigma):
+    rules = behaviour(output_sigma=sigma, first_token_sigma=sigma, tokens_per_s_sigma=sigma)
+    for plan in plans(rules):
+        assert 1 <= plan.completion_tokens <= LONGEST_ANSWER
+        assert plan.latency_s >= plan.first_token_s >= 0
+
+
+def test_latencies_and_lengths_are_drawn_apart():
+    drawn = plans(behaviour(), 2_000)
+    lengths = [plan.completion_tokens for plan in drawn]
+    waits = [plan.first_token_s for plan in drawn]
+    assert abs(statistics.correlation(lengths, waits)) < 0.1
 
 
 @pytest.mark.parametrize("median", [3, 60, 700])

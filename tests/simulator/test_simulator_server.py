@@ -88,6 +88,16 @@ async def test_n_choices_are_given_and_billed():
         assert answer["usage"]["completion_tokens"] == sum(map(count_text, texts))
 
 
+async def test_every_answer_of_every_simulator_has_an_id_of_its_own():
+    ids = set()
+    for _ in range(2):
+        async with simulated() as client:
+            given = [await client.ask(body()) for _ in range(3)]
+        ids |= {answer["id"] for _, answer, _ in given} | {headers["x-request-id"] for *_, headers in given}
+        assert all(len(answer["id"]) == len("chatcmpl-") + 32 for _, answer, _ in given)
+    assert len(ids) == 2 * 2 * 3
+
+
 async def test_the_same_seed_answers_alike_in_any_order():
     async def answers(seed: int, order: list[int]) -> dict[int, object]:
         async with simulated(seed=seed) as client:

@@ -28,7 +28,8 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace as AiohttpTrace
 from yarl import URL
 
-from batchkit.formats.completions import EndpointAddress, attempt_headers, read_answer, read_request_id
+from batchkit.formats.completions import read_answer, read_request_id
+from batchkit.formats.headers import EndpointAddress, attempt_headers
 from batchkit.records import Answer, Failure, FailureKind, Request, Trace
 
 __all__ = ["BODY_BYTES", "DEFAULT_TIMEOUT_S", "HEADER_FIELD_BYTES", "KEEPALIVE_S", "Endpoint"]

@@ -34,7 +34,7 @@ from batchkit.errors import (
 from batchkit.events import Notice, Observer, RunFinished, RunStarted, RunStopping
 from batchkit.formats import report as report_format, summary as summary_format
 from batchkit.formats.checkpoint import Checkpoint, encode_checkpoint
-from batchkit.formats.completions import EndpointAddress
+from batchkit.formats.headers import EndpointAddress
 from batchkit.formats.requests import parse_line
 from batchkit.formats.results import OutputLine
 from batchkit.parts import affordable, build_delivery, new_job_id, open_address

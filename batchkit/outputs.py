@@ -34,7 +34,8 @@ __all__ = [
     "scan_output",
 ]
 
-_SCANNED_BYTES: Final = 1 << 20
+_SCANNED_BYTES: Final = 1 << 17
+"""What stays in a core's cache: with a megabyte a scan takes a fifth longer."""
 _NAME_BYTES: Final = 200
 """File systems take 255; the files beside the output have longer names than it."""
 
@@ -103,7 +104,7 @@ class ScannedLines:
 
 
 def scan_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[ScannedLines]:
-    """The whole lines of one output file between two bytes, some thousand at a time, each checked but none read as JSON.
+    """The whole lines of one output file between two bytes, a few hundred at a time, each checked but none read as JSON.
 
     Several times as fast as `read_output`, which tells all. Raises JobDamaged at a broken line.
     """
@@ -111,9 +112,8 @@ def scan_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[
         try:
             indexes, input_crc32s = scan_lines(lines)
         except BrokenLineError as error:
-            raise _damaged(path, offset + sum(len(line) + 1 for line in lines[: error.at]), error) from error
-        end_at = offset + sum(map(len, lines)) + len(lines)
-        yield ScannedLines(indexes, input_crc32s, headed_lines(lines), end_at)
+            raise _damaged(path, offset + sum(map(len, lines[: error.at])), error) from error
+        yield ScannedLines(indexes, input_crc32s, headed_lines(lines), offset + sum(map(len, lines)))
 
 
 def check_output(path: Path, start: int = 0, end: int | None = None) -> None:
@@ -122,25 +122,27 @@ def check_output(path: Path, start: int = 0, end: int | None = None) -> None:
         try:
             check_lines(lines)
         except BrokenLineError as error:
-            raise _damaged(path, offset + sum(len(line) + 1 for line in lines[: error.at]), error) from error
+            raise _damaged(path, offset + sum(map(len, lines[: error.at])), error) from error
 
 
 def _pieces(path: Path, start: int, end: int | None) -> Iterator[tuple[int, list[bytes]]]:
-    """A file's whole lines, some thousand at a time, and the byte where they begin."""
+    """A file's whole lines with their newlines, a few hundred at a time, and the byte where they begin."""
     try:
-        stream = path.open("rb")
+        stream = path.open("rb", buffering=_SCANNED_BYTES)
     except FileNotFoundError:
         return
     with stream:
-        stream.seek(start)
-        offset, rest = start, b""
-        left = (path.stat().st_size if end is None else end) - start
-        while left > 0 and (read := stream.read(min(_SCANNED_BYTES, left))):
-            left -= len(read)
-            raw = rest + read
-            *lines, rest = raw.split(b"\n")
-            yield offset, lines
-            offset += len(raw) - len(rest)
+        offset = stream.seek(start)
+        if end is None:
+            end = os.fstat(stream.fileno()).st_size
+        # The size is a hint: what is read goes on to the end of a line, and may go past `end`.
+        while offset < end and (lines := stream.readlines(_SCANNED_BYTES)):
+            begin, offset = offset, offset + sum(map(len, lines))
+            behind = offset
+            while lines and (behind > end or not lines[-1].endswith(b"\n")):
+                behind -= len(lines.pop())
+            if lines:
+                yield begin, lines
 
 
 def read_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[OutputLine]:

@@ -14,9 +14,10 @@ from batchkit.engine.gate import Clock, Gate
 from batchkit.engine.monitor import Monitor
 from batchkit.engine.stop import Stop
 from batchkit.events import Notice
-from batchkit.formats.completions import EndpointAddress, endpoint_address
+from batchkit.formats.headers import EndpointAddress, endpoint_address
 from batchkit.rules.pacing import Pacer
 from batchkit.rules.retry import RetryPolicy
+from batchkit.rules.retry_budget import RetryBudget
 from batchkit.rules.stopping import StopRule
 from batchkit.rules.tracing import Tracer
 from batchkit.settings import Credentials, Settings, choose_base_url
@@ -66,6 +67,7 @@ def build_delivery(
         endpoint.attempt,
         gate=gate,
         policy=RetryPolicy(settings.max_attempts),
+        budget=RetryBudget(settings.concurrency),
         stop_rule=StopRule(settings.defaults.get("model")),
         tracer=Tracer(job_id, secrets.randbits(64), resumed=resumed),
         stop=stop,

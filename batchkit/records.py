@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 __all__ = [
+    "METADATA_VALUE_CHARS",
     "Answer",
     "BadLine",
     "Failure",
@@ -50,6 +51,10 @@ class Usage:
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
         )
+
+
+METADATA_VALUE_CHARS = 128
+"""Portkey's bound on a metadata value (https://portkey.ai/docs/product/observability/metadata)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,8 @@ class Reply:
     """A usable completion. `body` is the provider's JSON object as it came, on one line.
 
     `usage` is None when the provider gave none that can be believed; `model` is the one that answered, "" if unnamed.
+    `gateway_retries` is how often a gateway asked the provider again before it had this answer. `from_cache` tells that it had
+    it already: nothing was billed.
     """
 
     status: int
@@ -147,6 +154,8 @@ class Reply:
     model: str = ""
     usage: Usage | None = None
     finish_reason: str | None = None
+    gateway_retries: int = 0
+    from_cache: bool = False
 
     @property
     def truncated(self) -> bool:
@@ -163,6 +172,7 @@ class Failure:
     `retry_after` is in seconds, as the server asked. `usage` is what a refused answer cost all the same.
     `should_retry` is the server's own word (`x-should-retry`), None if it said nothing.
     `maybe_billed` is true when the provider may have worked, and charged, without our seeing the answer.
+    `gateway_retries` is how often a gateway asked the provider again, -1 if it did so as often as it was told to.
     """
 
     kind: FailureKind
@@ -176,6 +186,7 @@ class Failure:
     retry_after: float | None = None
     should_retry: bool | None = None
     maybe_billed: bool = False
+    gateway_retries: int = 0
 
 
 Answer = Reply | Failure
@@ -188,7 +199,9 @@ class Outcome:
 
     `attempts` counts HTTP calls, 0 for a line that could not be sent. `retries` says why all but the last were repeated.
     `latency_s` is that of the last attempt, in seconds from sending to the last byte. `finished_at` is Unix time in
-    seconds. `input_crc32` is of the input line's bytes, so that an edited input is found.
+    seconds. `input_crc32` is of the input line's bytes, so that an edited input is found. `maybe_billed` counts the attempts
+    whose answer never came though the provider may have charged for it, `gateway_retries` what a gateway added to our
+    attempts, at least.
     """
 
     index: int
@@ -200,6 +213,8 @@ class Outcome:
     finished_at: float
     retries: Mapping[str, int] = field(default_factory=dict)
     input_crc32: int = 0
+    maybe_billed: int = 0
+    gateway_retries: int = 0
 
     @property
     def succeeded(self) -> bool:

@@ -108,6 +108,7 @@ class JobState:
     def scan(self, path: Path, tell: Callable[[str], None]) -> int:
         """Mark the lines of a file done, without adding them up; how many there are. `tell` hears how far it is."""
         count = 0
+        unmarked: list[int] = []
         size, told_at = path.stat().st_size, 0
         for lines in scan_output(path):
             if lines.end - told_at >= _TOLD_BYTES:
@@ -115,16 +116,23 @@ class JobState:
                 tell(
                     f"there is no checkpoint to go by: {told_at / 1e9:.1f} of {size / 1e9:.1f} GB of {path.name} read"
                 )
-            twice = self.done.add_all(lines.indexes)
-            if twice is not None:
-                raise _doubled(twice)
             checksums = self._checksums_up_to(max(lines.indexes, default=-1))
             for index, input_crc32 in zip(lines.indexes, lines.input_crc32s, strict=True):
                 checksums[index] = input_crc32
             for line in lines.headed:
                 self._meet(line)
             count += len(lines.indexes)
+            unmarked += lines.indexes
+            if len(unmarked) >= _MARKED_TOGETHER:
+                self._mark_all(unmarked)
+                unmarked.clear()
+        self._mark_all(unmarked)
         return count
+
+    def _mark_all(self, indexes: list[int]) -> None:
+        twice = self.done.add_all(indexes)
+        if twice is not None:
+            raise _doubled(twice)
 
     def _mark(self, index: int, input_crc32: int) -> None:
         if not self.done.add(index):
@@ -177,6 +185,8 @@ def _doubled(index: int) -> JobDamaged:
 LEFT_AT_ONCE = "left_at_once"
 """The stop reason of a run that was told twice to stop, and did not wait for the answers on their way."""
 _TOLD_BYTES = 512 << 20
+_MARKED_TOGETHER = 1 << 16
+"""Requests end nearly in order: many more than are in flight make long intervals."""
 AT_ONCE_BYTES = 32 << 20
 """Files up to this size are read whole before a run begins, which takes a second at most."""
 
@@ -341,6 +351,7 @@ def build_summary(state: JobState, prices: PriceList) -> dict[str, Any]:
         },
         unknown_usage=tally.unknown,
         known_cost=cost.known_total,
+        dearest=cost.dearest,
         unpriced_models=cost.unpriced_models,
         price_list=prices.name if tally.models else None,
         latency_s=None if latency is None else (latency.p50, latency.p90, latency.p99, latency.max),
@@ -350,6 +361,9 @@ def build_summary(state: JobState, prices: PriceList) -> dict[str, Any]:
         active_s=tally.active_s,
         simulated=tally.simulated,
         in_flight_at_kills=tally.in_flight_at_kills,
+        maybe_billed=tally.maybe_billed,
+        gateway_retries=tally.gateway_retries,
+        from_cache=tally.from_cache,
     )
     return summary_format.build(
         totals,

@@ -1,7 +1,7 @@
 """How long a job with many results takes to go on: with its checkpoint, and without.
 
-Makes an input and an output of N results (default a million; 500 bytes a line) in a temporary folder, adds a thousand open
-requests, and starts the real command against a small server on loopback that notes when the first request comes. Prints
+Makes an input and an output of N results (default a million) in a temporary folder: lines of 570 to 830 bytes, in the order
+in which requests end, here and there a body with what looks like our own part of a line. Adds a thousand open requests, and starts the real command against a small server on loopback that notes when the first request comes. Prints
 seconds to the first request, peak memory, and the speed of the scan.
 
     python benchmarks/going_on.py 10000000
@@ -14,16 +14,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
+from collections import deque
 from pathlib import Path
+from random import Random
 from zlib import crc32
 
 from batchkit.formats.results import OutputLine, encode
-from batchkit.outputs import scan_output
-from batchkit.records import Outcome, RunHeader
+from batchkit.outputs import check_output, scan_output
+from batchkit.records import Outcome, Reply, RunHeader
+from batchkit.state import JobState
 from batchkit.testing import reply
 
 OPEN = 1000
+IN_FLIGHT = 256
+MOST_CONTENT = 260
 BODY = b'{"model":"m","messages":[{"role":"user","content":"%d"}]}'
+ANSWER = (
+    b'{"id":"chatcmpl-test","object":"chat.completion","model":"gpt-4o-mini-2024-07-18","choices":[{"index":0,'
+    b'"message":{"role":"assistant","content":"%b"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15}}'
+)
+TRAP = b'","more":{"a":0,"batchkit":{"index":7,"input_crc32":"00000000"}},"b":"'
+"""Ends the content to put beside it what looks like our own part of a line."""
 
 
 def make(folder: Path, results: int, base_url: str) -> tuple[Path, Path]:
@@ -32,24 +45,32 @@ def make(folder: Path, results: int, base_url: str) -> tuple[Path, Path]:
         for index in range(results + OPEN):
             lines.write(BODY % index + b"\n")
     header = RunHeader(1.0, base_url, {}, str(source), source.stat().st_size)
-    first = OutputLine(
-        Outcome(0, "line-0", reply("x"), "0" * 32, 1, 0.5, 2.0, {}, crc32(BODY % 0)), "job", header
-    )
-    second = encode(
-        OutputLine(Outcome(1, "line-1", reply("x"), "0" * 32, 1, 0.5, 2.0, {}, crc32(BODY % 1)), "job")
-    )
-    template = second[: second.rindex(b',"crc32"')]
-    template = (
-        template.replace(b"%", b"%%").replace(b"%016x" % 1, b"%016x").replace(b'"line-1"', b'"line-%d"')
-    )
-    template = template.replace(
-        b'"index":1,"input_crc32":"%08x"' % crc32(BODY % 1), b'"index":%d,"input_crc32":"%08x"'
-    )
+
+    def line(index: int, content: bytes, run: RunHeader | None = None) -> bytes:
+        answer = Reply(200, "req_test", ANSWER % content)
+        outcome = Outcome(index, f"line-{index}", answer, "0" * 32, 1, 0.5, 2.0, {}, crc32(BODY % index))
+        return encode(OutputLine(outcome, "job", run))
+
+    # Encoding all of them would take longer than what is measured.
+    one = line(1, b"CONTENT")
+    template = one[: one.rindex(b',"crc32"')]
+    for found, hole in (
+        (b"%016x" % 1, b"%016x"),
+        (b'"line-1"', b'"line-%d"'),
+        (b"CONTENT", b"%b"),
+        (b'"index":1,"input_crc32":"%08x"' % crc32(BODY % 1), b'"index":%d,"input_crc32":"%08x"'),
+    ):
+        template = template.replace(found, hole)
+    dice = Random(1)
     with output.open("wb", buffering=1 << 20) as lines:
-        lines.write(encode(first))
-        for index in range(1, results):
-            covered = template % (index, index, index, crc32(BODY % index))
-            lines.write(b'%b,"crc32":"%08x"}}\n' % (covered, crc32(covered)))
+        lines.write(line(0, b"", header))
+        for first in range(1, results, IN_FLIGHT):
+            indexes = list(range(first, min(first + IN_FLIGHT, results)))
+            dice.shuffle(indexes)
+            for index in indexes:
+                content = b"x" * dice.randrange(MOST_CONTENT) + (TRAP if index % 1000 == 0 else b"")
+                covered = template % (index, index, content, index, crc32(BODY % index))
+                lines.write(b'%b,"crc32":"%08x"}}\n' % (covered, crc32(covered)))
     (folder / "results.errors.jsonl").touch()
     return source, output
 
@@ -112,11 +133,15 @@ def main() -> None:
         size = output.stat().st_size
         print(f"{results:,} results, {size / 1e9:.2f} GB ({size // results} bytes a line)")
 
-        began = time.process_time()
-        for _ in scan_output(output):
-            pass
-        took = time.process_time() - began
-        print(f"scan: {size / took / 1e6:,.0f} MB/s, {took / results * 1e6:.2f} µs a line (one core)")
+        for what, scan in (
+            ("scan of the lines", lambda: deque(scan_output(output), maxlen=0)),
+            ("scan into a state", lambda: JobState(checksums=array("I")).scan(output, lambda _: None)),
+            ("check of the lines", lambda: check_output(output)),
+        ):
+            began = time.process_time()
+            scan()
+            took = time.process_time() - began
+            print(f"{what}: {size / took / 1e6:,.0f} MB/s, {took / results * 1e6:.2f} µs a line (one core)")
 
         # The first run leaves half of what is open to the second, which finds its input as it was.
         for what, more in (

@@ -17,7 +17,7 @@ import pytest
 
 from batchkit import endpoint as module
 from batchkit.endpoint import BODY_BYTES, Endpoint
-from batchkit.formats.completions import EndpointAddress, endpoint_address
+from batchkit.formats.headers import EndpointAddress, endpoint_address
 from batchkit.records import Answer, Failure, FailureKind as Kind, PortkeyFields, Reply, Request, Trace, Usage
 
 CANARY = "sk-canary-0123456789abcdef"

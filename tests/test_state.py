@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from zlib import crc32
 
 import pytest
@@ -220,6 +221,23 @@ async def test_an_audit_in_a_process_of_its_own_finds_what_one_here_finds(output
         await audit.run()
 
 
+@pytest.mark.parametrize("together", [1, 7, 1000])
+def test_a_scan_of_lines_as_requests_end_marks_and_remembers_each(output, monkeypatch, together):
+    monkeypatch.setattr("batchkit.state._MARKED_TOGETHER", together)
+    indexes = list(range(200))
+    Random(1).shuffle(indexes)
+    results, failures = indexes[:150], indexes[160:]
+    output.write_bytes(b"".join(encode(line(index)) for index in results))
+    JobPaths(output).errors.write_bytes(b"".join(encode(line(index, FAILED)) for index in failures))
+    state, _ = load(output, at_once_bytes=0)
+    assert state.unadded == (150, 40)
+    assert [index for index in range(200) if index not in state.done] == sorted(indexes[150:160])
+    for index in results + failures:
+        assert state.is_unchanged(Line(index, 0, raw(index)))
+        with pytest.raises(JobMismatch):
+            state.is_unchanged(Line(index, 0, b"edited"))
+
+
 def test_a_scan_names_the_line_that_is_damaged(output):
     three_lines(output)
     data = bytearray(output.read_bytes())
@@ -308,6 +326,8 @@ def test_an_index_that_stands_twice_is_refused(output, second):
         stream.write(encode(line(4, second)))
     with pytest.raises(JobDamaged, match="two lines for request 4"):
         load(output)
+    with pytest.raises(JobDamaged, match="two lines for request 4"):
+        load(output, at_once_bytes=0)
     with pytest.raises(JobDamaged, match="two lines for request 4"):
         read_state(output)
 
@@ -417,7 +437,7 @@ def test_the_summary_is_a_reading_of_the_state(output):
     job = three_lines(output)
     summary = build_summary(read_state(output), PriceList(at=job.clock, base_url=""))
     assert summary["requests"] == {"total": 20, "succeeded": 2, "failed": 1, "pending": 17} | {
-        name: summary["requests"][name] for name in summary["requests"] if name == "truncated"
+        name: summary["requests"][name] for name in ("truncated", "from_cache")
     }
     assert summary["usage"]["total_tokens"] == 10
     assert summary["attempts"]["by_reason"] == {"timeout": 1}

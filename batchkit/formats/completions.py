@@ -1,47 +1,27 @@
-"""The chat completions API in bytes: what an attempt sends beside its body, and what the answer means.
+"""What the answer to a chat completion request means.
 
-Outward there are two sets of headers. Those that never change during a run are made once by `endpoint_address`;
-`attempt_headers` adds the few that belong to one attempt. Inward, `read_answer` is a judgement by tables: a word of
-the provider's (`error.code`, then `error.type`) outranks the status, and the message is looked at only where both
-leave a question open. A status of 200 proves nothing; only a completion in `choices` does.
+`read_answer` is a judgement by tables: a word of the provider's (`error.code`, then `error.type`) outranks the status, and
+the message is looked at only where both leave a question open. A status of 200 proves nothing; only a completion in
+`choices` does.
 
 The shapes are those of https://platform.openai.com/docs/api-reference/chat and https://portkey.ai/docs/api-reference.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from hashlib import blake2b
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
 
-from batchkit.errors import UsageError
-from batchkit.records import Answer, Failure, FailureKind, PortkeyFields, Reply, Trace, Usage
+from batchkit.records import Answer, Failure, FailureKind, Reply, Usage
 
-__all__ = [
-    "HEADER_BYTES",
-    "METADATA_VALUE_CHARS",
-    "RETRY_AFTER_CAP_S",
-    "EndpointAddress",
-    "attempt_headers",
-    "endpoint_address",
-    "read_answer",
-    "read_request_id",
-]
-
-METADATA_VALUE_CHARS = 128
-"""Portkey's bound on a metadata value (https://portkey.ai/docs/product/observability/metadata)."""
-
-HEADER_BYTES = 15 * 1024
-"""Most bytes our headers may take: a gateway on Node answers 431 at 16 KB, the request line and Host included."""
+__all__ = ["RETRY_AFTER_CAP_S", "read_answer", "read_request_id"]
 
 RETRY_AFTER_CAP_S = 300.0
 """Longest wait a server is granted; what asks for more reads as exactly this."""
@@ -49,148 +29,6 @@ RETRY_AFTER_CAP_S = 300.0
 _TEXT_CHARS = 64 * 1024
 _MESSAGE_CHARS = 1000
 _WORD_CHARS = 200
-_SECRET_CHARS = 12
-"""Shorter keys are placeholders such as EMPTY or none, and would be found in innocent text."""
-
-
-# --- outward -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointAddress:
-    """Where a run sends its requests, and as whom.
-
-    `headers` go with every request and hold the keys; `secrets` are those keys once more, so that they can be taken out
-    of an answer that repeats them. Neither shows in the repr. `metadata` are the run's own Portkey metadata, already in
-    `headers`, under those of a record. `portkey` tells which trace headers are understood.
-    """
-
-    base_url: str
-    portkey: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    secrets: tuple[bytes, ...] = field(default=(), repr=False)
-
-    @property
-    def url(self) -> str:
-        """What is POSTed to."""
-        return self.base_url + "/chat/completions"
-
-
-def endpoint_address(
-    base_url: str,
-    *,
-    version: str,
-    timeout: float,
-    openai_api_key: str | None = None,
-    portkey_api_key: str | None = None,
-    portkey_virtual_key: str | None = None,
-    portkey_config: str | None = None,
-    portkey_provider: str | None = None,
-    portkey_metadata: Mapping[str, str] | None = None,
-    cache_namespace: str | None = None,
-    cache_force_refresh: bool = False,
-) -> EndpointAddress:
-    """The address of a run; `timeout` is an attempt's, in seconds, `version` ours.
-
-    An endpoint is Portkey's when a Portkey key, config or provider is given. The OpenAI key goes to it only where a
-    provider is named, for then it is that provider's key; without one it is not Portkey's to see. What the run asks of
-    Portkey is sent wherever it goes, since it was asked for. Raises `UsageError`, which never shows a value, for what no
-    header can carry.
-    """
-    portkey = bool(portkey_api_key or portkey_config or portkey_provider)
-    metadata = dict(portkey_metadata or {})
-    for name, value in metadata.items():
-        if len(value) > METADATA_VALUE_CHARS:
-            raise UsageError(
-                f"metadata {name!r} has {len(value)} characters; Portkey takes {METADATA_VALUE_CHARS}"
-            )
-    headers = {
-        "Content-Type": "application/json",
-        "Accept": "application/json",
-        "Accept-Encoding": "gzip, deflate",
-        "User-Agent": f"batchkit/{version}",
-    }
-    if openai_api_key and (portkey_provider or not portkey):
-        headers["Authorization"] = f"Bearer {openai_api_key}"
-    if portkey:
-        # A gateway that is merely hung up on lets the provider work on, and bill: it is told to stop just before us.
-        milliseconds = timeout * 1000
-        headers["x-portkey-request-timeout"] = str(max(1, int(milliseconds - min(1000, milliseconds * 0.05))))
-        if portkey_virtual_key:
-            headers["x-portkey-virtual-key"] = portkey_virtual_key
-    asked = {
-        "x-portkey-api-key": portkey_api_key,
-        "x-portkey-config": portkey_config,
-        "x-portkey-provider": portkey_provider,
-        "x-portkey-metadata": _metadata_header(metadata) if metadata else None,
-        "x-portkey-cache-namespace": cache_namespace,
-        # Its mere presence refreshes in the open-source gateway, so "false" is never said.
-        "x-portkey-cache-force-refresh": "true" if cache_force_refresh else None,
-    }
-    headers.update((name, value) for name, value in asked.items() if value)
-    for name, value in headers.items():
-        if not (value.isascii() and value.isprintable()):
-            raise UsageError(
-                f"the value for the header {name} has characters that no header can carry; set it anew"
-            )
-    if (size := _size(headers)) > HEADER_BYTES:
-        raise UsageError(
-            f"the headers of every request take {size} bytes; at most {HEADER_BYTES} get through"
-        )
-    keys = (openai_api_key, portkey_api_key, portkey_virtual_key)
-    secrets = tuple(key.encode() for key in keys if key is not None and len(key) >= _SECRET_CHARS)
-    return EndpointAddress(base_url.rstrip("/"), portkey, headers, metadata, secrets)
-
-
-def attempt_headers(address: EndpointAddress, portkey: PortkeyFields | None, trace: Trace) -> dict[str, str]:
-    """The headers of one attempt, to go over `address.headers`; `portkey` is what its record asks for itself.
-
-    Raises ValueError when together they are more than gets through.
-    """
-    if not address.portkey:
-        return {
-            "traceparent": f"00-{_hex_id(trace.trace_id, 32)}-{_hex_id(trace.span_id, 16)}-01",
-            "X-Client-Request-Id": f"{trace.trace_id}-{trace.span_id}",
-        }
-    headers = {"x-portkey-trace-id": trace.trace_id, "x-portkey-span-id": trace.span_id}
-    if trace.parent_span_id is not None:
-        headers["x-portkey-parent-span-id"] = trace.parent_span_id
-    if portkey is None:
-        return headers
-    if portkey.span_name is not None:
-        headers["x-portkey-span-name"] = portkey.span_name
-    if portkey.metadata:
-        headers["x-portkey-metadata"] = _metadata_header({**address.metadata, **portkey.metadata})
-    if portkey.cache_namespace is not None:
-        headers["x-portkey-cache-namespace"] = portkey.cache_namespace
-    if portkey.cache_force_refresh:
-        headers["x-portkey-cache-force-refresh"] = "true"
-    if (size := _size({**address.headers, **headers})) > HEADER_BYTES:
-        raise ValueError(f"the request's headers take {size} bytes; at most {HEADER_BYTES} get through")
-    return headers
-
-
-def _metadata_header(metadata: Mapping[str, str]) -> str:
-    """One JSON object in ASCII: other alphabets travel as escapes, since a header is no place for UTF-8."""
-    return json.dumps(metadata, separators=(",", ":"))
-
-
-def _size(headers: Mapping[str, str]) -> int:
-    return sum(len(name) + len(value) + len(": \r\n") for name, value in headers.items())
-
-
-_HEX = re.compile("[0-9a-f]+")
-
-
-def _hex_id(text: str, digits: int) -> str:
-    """`text` where W3C takes it as an id of so many hex digits, else such an id derived from it."""
-    if len(text) == digits and _HEX.fullmatch(text) and text.strip("0"):
-        return text
-    return blake2b(text.encode(), digest_size=digits // 2).hexdigest()
-
-
-# --- inward --------------------------------------------------------------------------------------------------------
 
 
 def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Answer:
@@ -222,7 +60,16 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: float
             usage = _read_usage(document.get("usage"))
             request_id = read_request_id(headers)
             if finish_reason not in _FILTERED:
-                return Reply(status, request_id, body, model, usage, finish_reason or None)
+                return Reply(
+                    status,
+                    request_id,
+                    body,
+                    model,
+                    usage,
+                    finish_reason or None,
+                    _read_gateway_retries(headers),
+                    headers.get("x-portkey-cache-status", "").partition(",")[0] in _CACHE_HITS,
+                )
             return Failure(
                 FailureKind.CONTENT_FILTER,
                 "content_filter",
@@ -286,6 +133,17 @@ def _read_usage(usage: Any) -> Usage | None:
 def _detail(details: Any, name: str) -> int:
     return (_count(details.get(name)) or 0) if type(details) is dict else 0
 
+
+_CACHE_HITS = frozenset({"HIT", "SEMANTIC HIT"})
+
+
+def _read_gateway_retries(headers: Mapping[str, str]) -> int:
+    # A header that came twice is joined: "1, 1".
+    text = headers.get("x-portkey-retry-attempt-count", "").partition(",")[0].strip()
+    return int(text) if _SMALL_NUMBER.fullmatch(text) else 0
+
+
+_SMALL_NUMBER = re.compile(r"-1|[0-9]{1,3}")
 
 _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-requestid", "cf-ray")
 
@@ -430,12 +288,21 @@ def _read_failure(
         message = f"HTTP {status} with a body that is no JSON: {_excerpt(body)}"
     elif 200 <= status < 300 and type(document) is not dict:
         kind, code, message = FailureKind.NOT_AN_API, "", f"HTTP {status} with JSON that is no object"
+    elif 200 <= status < 300 and "html-message" in document:
+        kind, code = FailureKind.NOT_AN_API, ""
+        message = (
+            f"HTTP {status} with a page that a gateway wrapped in JSON: {_excerpt(said.message.encode())}"
+        )
     elif 200 <= status < 300 and not said.is_error:
         kind, code = FailureKind.INVALID_RESPONSE, ""
         message = f"HTTP {status} without a completion" + (f": {said.message}" if said.message else "")
     else:
         kind, code = _judge(status, said)
-        maybe_billed = kind is FailureKind.TIMEOUT or status in _GATEWAY_TIMEOUTS
+        maybe_billed = (
+            kind is FailureKind.TIMEOUT
+            or status in _GATEWAY_TIMEOUTS
+            or _is_lost_behind_gateway(headers, document)
+        )
         message = said.message or _describe(status, headers, body, is_json=is_json)
     return Failure(
         kind,
@@ -449,6 +316,14 @@ def _read_failure(
         retry_after=_read_retry_after(headers, now),
         should_retry=_SHOULD_RETRY.get(headers.get("x-should-retry", "").lower()),
         maybe_billed=maybe_billed,
+        gateway_retries=_read_gateway_retries(headers),
+    )
+
+
+def _is_lost_behind_gateway(headers: Mapping[str, str], document: Any) -> bool:
+    """Whether Portkey's gateway speaks of itself, which it does when a provider's answer broke on its way to it."""
+    return headers.get("x-portkey-gateway-exception") == "true" or (
+        type(document) is dict and "html-message" in document
     )
 
 

@@ -22,9 +22,12 @@ import re
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import repeat
+from operator import itemgetter
 from typing import Any, Final
 from zlib import crc32
 
@@ -50,9 +53,14 @@ _SEAL: Final = b',"crc32":"'
 _SEAL_SIZE: Final = len(_SEAL) + 8 + len(b'"}}')
 _BODY: Final = b',"body":'
 _RUN: Final = b',"run":{'
-_INDEX: Final = re.compile(rb'.*,"batchkit":\{"index":(\d+),"input_crc32":"([0-9a-f]{8})"', re.DOTALL)
-"""Greedy, so that it finds the last: see above."""
 _META: Final = b',"batchkit":{"index":'
+_INPUT_CRC32: Final = b',"input_crc32":"'
+_INDEX: Final = re.compile(rb'\d+,"input_crc32":"[0-9a-f]{8}"')
+"""What stands behind `_META`."""
+_BRACE: Final = ord("}")
+_SEAL_OF: Final = itemgetter(slice(-_SEAL_SIZE - 1, None))
+_COVERED_OF: Final = itemgetter(slice(-_SEAL_SIZE - 1))
+"""Of a line with its newline: what its checksum stands in, and what it covers."""
 
 
 class BrokenLineError(ValueError):
@@ -87,6 +95,10 @@ def encode(line: OutputLine) -> bytes:
     }
     if outcome.retries:
         meta["retries"] = outcome.retries
+    if outcome.maybe_billed:
+        meta["maybe_billed"] = outcome.maybe_billed
+    if outcome.gateway_retries:
+        meta["gateway_retries"] = outcome.gateway_retries
     error = b"null"
     if isinstance(answer, Failure):
         meta["reason"] = answer.kind.value
@@ -94,12 +106,17 @@ def encode(line: OutputLine) -> bytes:
     else:
         flags = [
             name
-            for name, raised in (("truncated", answer.truncated), ("guardrail", answer.status == 246))
+            for name, raised in (
+                ("truncated", answer.truncated),
+                ("guardrail", answer.status == 246),
+                ("from_cache", answer.from_cache),
+            )
             if raised
         ]
         if flags:
             meta["flags"] = flags
     if line.run is not None:
+        # The last, where `headed_lines` looks for it.
         meta["run"] = run_to_json(line.run)
     if answer.status is None:
         response = b"null"
@@ -132,40 +149,72 @@ def is_whole(line: bytes) -> bool:
 
 
 def check_lines(lines: Sequence[bytes]) -> None:
-    """Whether lines, given without their newlines, are whole. Raises BrokenLineError at the first that is not."""
-    for line in lines:
-        if line[-_SEAL_SIZE:] != b',"crc32":"%08x"}}' % crc32(line[:-_SEAL_SIZE]):
-            raise BrokenLineError("its checksum does not match", lines.index(line))
+    """Whether lines, given with their newlines, are whole. Raises BrokenLineError at the first that is not."""
+    if b"".join(map(_SEAL_OF, lines)) == _seals(map(crc32, map(_COVERED_OF, lines))):
+        return
+    for at, line in enumerate(lines):
+        if _SEAL_OF(line) != _seals([crc32(_COVERED_OF(line))]):
+            raise BrokenLineError("its checksum does not match", at)
 
 
 def scan_lines(lines: Sequence[bytes]) -> tuple[list[int], array[int]]:
-    """The indexes and the checksums of their input lines that whole lines hold, read with a pattern instead of as JSON.
+    """The indexes and the checksums of their input lines that whole lines, given with their newlines, hold.
 
-    Raises BrokenLineError at the first that is not whole.
+    They are read from their place instead of as JSON. Raises BrokenLineError at the first line that is not whole.
     """
-    indexes: list[bytes] = []
-    input_crc32s: list[bytes] = []
-    match = _INDEX.match
-    # What ten million lines pass through is written out: a call for each would take half as long again.
-    for line in lines:
-        covered = line[:-_SEAL_SIZE]
-        if line[-_SEAL_SIZE:] != b',"crc32":"%08x"}}' % crc32(covered):
-            raise BrokenLineError("its checksum does not match", len(indexes))
-        found = match(covered)
-        if found is None:
-            raise BrokenLineError("it is not a line of batchkit's", len(indexes))
-        index, input_crc32 = found.groups()
-        indexes.append(index)
-        input_crc32s.append(input_crc32)
-    checksums = array("I", bytes.fromhex(b"".join(input_crc32s).decode()))
+    # Ten million lines pass through: each is only cut here, and what was cut is checked and turned to numbers together.
+    numbers: list[bytes] = []
+    quoted: list[bytes] = []
+    for _, meta, rest in map(bytes.rpartition, lines, repeat(_META)):
+        if not meta:
+            break
+        number, _, behind = rest.partition(_INPUT_CRC32)
+        numbers.append(number)
+        quoted.append(behind[:9])
+    input_crc32s = _read_hex(b"".join(quoted), b'"')
+    if len(input_crc32s) != len(lines) or not all(map(bytes.isdigit, numbers)):
+        foreign = next(at for at, line in enumerate(lines) if not _is_indexed(line))
+        check_lines(lines[: foreign + 1])
+        raise BrokenLineError("it is not a line of batchkit's", foreign)
+    check_lines(lines)
+    return list(map(int, numbers)), input_crc32s
+
+
+def _is_indexed(line: bytes) -> bool:
+    _, meta, rest = line.rpartition(_META)
+    return bool(meta) and _INDEX.match(rest) is not None
+
+
+def _seals(checksums: Iterable[int]) -> bytes:
+    """The ends of lines with these checksums, one after the other."""
+    digits = _hex(array("I", checksums), b'"}}\n' + _SEAL)
+    return _SEAL + digits[: -len(_SEAL)] if digits else b""
+
+
+def _hex(checksums: array[int], end: bytes) -> bytes:
+    """Each as eight hex digits with `end` behind them."""
+    data = array("I", checksums)
+    if sys.byteorder == "little":
+        data.byteswap()
+    digits = data.tobytes().hex("\n", data.itemsize).encode()
+    return digits.replace(b"\n", end) + end if digits else b""
+
+
+def _read_hex(written: bytes, end: bytes) -> array[int]:
+    """What `_hex` wrote; none if it did not write this."""
+    checksums = array("I")
+    with suppress(ValueError):
+        checksums.frombytes(bytes.fromhex(written.replace(end, b"").decode()))
     if sys.byteorder == "little":
         checksums.byteswap()
-    return list(map(int, indexes)), checksums
+    return checksums if _hex(checksums, end) == written else array("I")
 
 
 def headed_lines(lines: Iterable[bytes]) -> list[OutputLine]:
-    """Those of whole lines that have a run header."""
-    return [line for line in (decode(line) for line in lines if _RUN in line) if line.run is not None]
+    """Those of whole lines, given with their newlines, that have a run header."""
+    # Looking through a line takes longer than all else that a scan does with it: the header is an object, and the last.
+    maybe = (line for line in lines if line[-_SEAL_SIZE - 2] == _BRACE and _RUN in line)
+    return [line for line in (decode(line[:-1]) for line in maybe) if line.run is not None]
 
 
 def decode(line: bytes) -> OutputLine:
@@ -187,6 +236,8 @@ def decode(line: bytes) -> OutputLine:
             finished_at=meta["finished_at"],
             retries=meta.get("retries", {}),
             input_crc32=int(meta["input_crc32"], 16),
+            maybe_billed=meta.get("maybe_billed", 0),
+            gateway_retries=meta.get("gateway_retries", 0),
         )
         run = meta.get("run")
         return OutputLine(outcome, meta["job_id"], None if run is None else run_from_json(run))
@@ -206,7 +257,8 @@ def _answer(in_place: bytes, record: dict[str, Any]) -> Answer:
         if status is None or body is None:
             raise ValueError("a result without an answer")
         if isinstance(read, Reply):
-            return replace(read, request_id=request_id, body=body)
+            from_cache = "from_cache" in meta.get("flags", ())
+            return replace(read, request_id=request_id, body=body, from_cache=from_cache)
         return Reply(status, request_id, body)
     return Failure(
         FailureKind(meta["reason"]),

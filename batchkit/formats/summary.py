@@ -74,6 +74,9 @@ class Totals:
     active_s: float = 0.0
     simulated: bool = False
     in_flight_at_kills: int = 0
+    maybe_billed: int = 0
+    gateway_retries: int = 0
+    from_cache: int = 0
 
 
 def build(
@@ -107,12 +110,15 @@ def build(
             "failed": totals.failed,
             "pending": None if requests is None else max(0, requests - ended),
             "truncated": totals.truncated,
+            "from_cache": totals.from_cache,
         },
         "attempts": {
             "total": totals.attempts,
             "retried": sum(totals.by_reason.values()),
             "by_reason": dict(totals.by_reason),
             "in_flight_at_kills": totals.in_flight_at_kills,
+            "maybe_billed": totals.maybe_billed,
+            "gateway_retries": totals.gateway_retries,
         },
         "usage": {**_usage(usage), "unknown": totals.unknown_usage},
         "cost": cost,
@@ -240,11 +246,18 @@ def _rows(summary: Mapping[str, Any]) -> Iterable[tuple[str, list[str]]]:
         parts.append(f"{requests['pending']:,} pending")
     if requests.get("truncated"):
         parts.append(f"{requests['truncated']:,} cut at their length limit")
+    if requests.get("from_cache"):
+        parts.append(f"{requests['from_cache']:,} from the gateway's cache, not billed")
     yield "requests", parts
 
     reasons = [f"{count:,} {printable(reason)}" for reason, count in _most_first(attempts["by_reason"])]
     repeated = [f"{attempts['retried']:,} repeated: {reasons[0]}", *reasons[1:]] if reasons else []
-    yield "attempts", [f"{attempts['total']:,} in all", *repeated]
+    parts = [f"{attempts['total']:,} in all", *repeated]
+    if attempts.get("gateway_retries"):
+        parts.append(f"{attempts['gateway_retries']:,} more by the gateway itself")
+    if attempts.get("maybe_billed"):
+        parts.append(f"{attempts['maybe_billed']:,} without an answer that may have been billed")
+    yield "attempts", parts
     yield "tokens", _tokens(summary["usage"])
     yield "cost", _cost(summary)
     if at_kills := attempts.get("in_flight_at_kills"):

@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from batchkit.records import Usage
-from batchkit.rules.tally import BAND_EDGES, Tally
+from batchkit.rules.tally import BAND_EDGES, FROM_CACHE, Tally
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
@@ -172,16 +172,18 @@ def cost_of(tally: Tally, prices: PriceList) -> Cost:
     """What all tokens of `tally` cost at `prices`.
 
     A model none of whose answers gave its usage counts as unpriced, for its cost is as unknown. Where only some
-    answers did not (`ModelTotal.unknown`) the others are counted.
+    answers did not (`ModelTotal.unknown`) the others are counted. Answers from a gateway's cache cost nothing.
     """
     by_model: dict[str, Decimal | None] = {}
     dearest = Decimal(0)
     for model, total in tally.models.items():
+        bands = [(band, each) for band, each in total.bands.items() if band != FROM_CACHE]
         price = prices.find(model)
-        if price is None or 0 < total.requests == total.unknown:
+        if not bands:
+            by_model[model] = Decimal(0)
+        elif price is None or 0 < total.requests == total.unknown:
             by_model[model] = None
         else:
-            bands = total.bands.items()
             by_model[model] = sum(
                 (price.cost(each.usage, band, each.requests) for band, each in bands), Decimal(0)
             )

@@ -6,10 +6,14 @@ bisection of those.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 __all__ = ["DoneIndexes"]
+
+_MOST_SPREAD: Final = 64
+"""Indexes lie together up to this many times as far as they are many: the bytes that marking them takes for each."""
 
 
 class DoneIndexes:
@@ -57,21 +61,44 @@ class DoneIndexes:
         self._count += 1
         return True
 
-    def add_all(self, indexes: Iterable[int]) -> int | None:
+    def add_all(self, indexes: Sequence[int]) -> int | None:
         """Mark all of them done, in one go where they lie together; the first that was already, or that comes twice."""
-        ordered = sorted(indexes)
-        if not ordered:
+        if not indexes:
             return None
-        first, end = ordered[0], ordered[-1] + 1
-        if end - first == len(ordered) and first >= self.end and len(set(ordered)) == len(ordered):
-            if self._ends and self._ends[-1] == first:
-                self._ends[-1] = end
-            else:
-                self._starts.append(first)
-                self._ends.append(end)
-            self._count += end - first
-            return None
-        return next((index for index in ordered if not self.add(index)), None)
+        first, end = min(indexes), max(indexes) + 1
+        if end - first > _MOST_SPREAD * len(indexes):
+            return self._add_singly(indexes)
+        # A byte for each index from the first on; one more, so that every interval ends before a zero.
+        marks = bytearray(end - first + 1)
+        for index in indexes:
+            marks[index - first] = 1
+        if marks.count(1) < len(indexes):
+            return self._add_singly(indexes)
+        low, high = bisect_left(self._ends, first), bisect_right(self._starts, end)
+        met = list(zip(self._starts[low:high], self._ends[low:high], strict=True))
+        for start, stop in met:
+            start, stop = max(start, first) - first, min(stop, end) - first
+            if marks.find(1, start, stop) >= 0:
+                return self._add_singly(indexes)
+            marks[start:stop] = b"\1" * (stop - start)
+        starts, ends = [], []
+        at = 0
+        while at >= 0:
+            behind = marks.find(0, at)
+            starts.append(first + at)
+            ends.append(first + behind)
+            at = marks.find(1, behind)
+        if met:
+            # They may reach beyond what is added.
+            starts[0] = min(starts[0], met[0][0])
+            ends[-1] = max(ends[-1], met[-1][1])
+        self._starts[low:high] = starts
+        self._ends[low:high] = ends
+        self._count += len(indexes)
+        return None
+
+    def _add_singly(self, indexes: Iterable[int]) -> int | None:
+        return next((index for index in sorted(indexes) if not self.add(index)), None)
 
     def intervals(self) -> Iterator[tuple[int, int]]:
         """The intervals in ascending order, as the constructor takes them."""

@@ -24,6 +24,7 @@ from batchkit.records import Failure, Outcome, Reply, RunHeader, Usage
 
 __all__ = [
     "BAND_EDGES",
+    "FROM_CACHE",
     "OTHER",
     "UNKNOWN_MODEL",
     "BandTotal",
@@ -36,6 +37,9 @@ __all__ = [
 
 BAND_EDGES: Final = (32_000, 100_000, 128_000, 199_999, 200_000, 256_000, 272_000, 512_000, 524_288)
 """Prompt lengths, in tokens, above which some model of the price list has another price."""
+
+FROM_CACHE: Final = -1
+"""Stands among the bands for answers that a gateway had already, and that were not billed, however long they are."""
 
 UNKNOWN_MODEL: Final = "unknown"
 """Stands for the model that an answer did not name."""
@@ -77,7 +81,7 @@ class BandTotal:
 class ModelTotal:
     """What one model answered. `unknown` of its `requests` came without usage; `bands` splits `usage` and requests.
 
-    A key of `bands` is that of `band_of`.
+    A key of `bands` is that of `band_of`, or `FROM_CACHE`.
     """
 
     requests: int
@@ -128,7 +132,9 @@ class Tally:
         "_stray",
         "attempts",
         "failed",
+        "gateway_retries",
         "longest_s",
+        "maybe_billed",
         "succeeded",
         "truncated",
     )
@@ -139,6 +145,10 @@ class Tally:
         self.truncated = 0
         """Results that ran into their length limit."""
         self.attempts = 0
+        self.gateway_retries = 0
+        """What gateways added to the attempts, at least."""
+        self.maybe_billed = 0
+        """Attempts whose answer never came, though the provider may have charged for it."""
         self.longest_s = 0.0
         self._reasons: dict[str, int] = {}
         self._models: dict[str, dict[int, list[int]]] = {}
@@ -186,14 +196,12 @@ class Tally:
         """Add a request that ended."""
         answer = outcome.answer
         attempts = outcome.attempts
-        self.attempts += attempts
-        if outcome.retries:
-            self._add_retries(outcome.retries)
+        self._add_attempts(outcome)
         if isinstance(answer, Reply):
             self.succeeded += 1
             if answer.finish_reason == "length":
                 self.truncated += 1
-            self._add_usage(answer.model, answer.usage, 1)
+            self._add_usage(answer.model, answer.usage, 1, from_cache=answer.from_cache)
         else:
             self.failed += 1
             if answer.usage is not None:
@@ -208,9 +216,7 @@ class Tally:
 
     def add_superseded(self, outcome: Outcome) -> None:
         """Add what a failure cost that was asked again: its attempts and its tokens, but no request and no error."""
-        self.attempts += outcome.attempts
-        if outcome.retries:
-            self._add_retries(outcome.retries)
+        self._add_attempts(outcome)
         if outcome.answer.usage is not None:
             self._add_usage(outcome.answer.model, outcome.answer.usage, 0)
         self._credit(outcome.finished_at)
@@ -221,6 +227,8 @@ class Tally:
         self.failed += other.failed
         self.truncated += other.truncated
         self.attempts += other.attempts
+        self.gateway_retries += other.gateway_retries
+        self.maybe_billed += other.maybe_billed
         self.longest_s = max(self.longest_s, other.longest_s)
         self._add_retries(other._reasons)
         for model, bands in other._models.items():
@@ -238,6 +246,13 @@ class Tally:
         for finished_at in other._stray or ():
             self._credit(finished_at)
 
+    def _add_attempts(self, outcome: Outcome) -> None:
+        self.attempts += outcome.attempts
+        self.gateway_retries += outcome.gateway_retries
+        self.maybe_billed += outcome.maybe_billed
+        if outcome.retries:
+            self._add_retries(outcome.retries)
+
     def _add_retries(self, retries: Mapping[str, int]) -> None:
         reasons = self._reasons
         for reason, count in retries.items():
@@ -245,12 +260,15 @@ class Tally:
                 reason = _admit(reasons, reason, MAX_CODES, _add_counts)
             reasons[reason] = reasons.get(reason, 0) + count
 
-    def _add_usage(self, model: str, usage: Usage | None, requests: int) -> None:
+    def _add_usage(self, model: str, usage: Usage | None, requests: int, *, from_cache: bool = False) -> None:
         bands = self._models.get(model)
         if bands is None:
             model = _admit(self._models, model or UNKNOWN_MODEL, MAX_MODELS, _add_bands)
             bands = self._models.setdefault(model, {})
-        band = 0 if usage is None else bisect_left(BAND_EDGES, usage.prompt_tokens)
+        if from_cache:
+            band = FROM_CACHE
+        else:
+            band = 0 if usage is None else bisect_left(BAND_EDGES, usage.prompt_tokens)
         cell = bands.get(band)
         if cell is None:
             cell = bands[band] = list(_CELL)
@@ -298,6 +316,11 @@ class Tally:
     def usage(self) -> Usage:
         """All tokens."""
         return sum((total.usage for total in self.models.values()), Usage())
+
+    @property
+    def from_cache(self) -> int:
+        """Results that a gateway had already, and nobody billed."""
+        return sum(bands[FROM_CACHE][0] for bands in self._models.values() if FROM_CACHE in bands)
 
     @property
     def unknown(self) -> int:
@@ -370,6 +393,8 @@ class Tally:
             "failed": self.failed,
             "truncated": self.truncated,
             "attempts": self.attempts,
+            "gateway_retries": self.gateway_retries,
+            "maybe_billed": self.maybe_billed,
             "by_reason": self.by_reason,
             "models": {
                 model: {str(band): list(cell) for band, cell in sorted(bands.items())}
@@ -399,6 +424,8 @@ class Tally:
         tally.failed = _count(state["failed"])
         tally.truncated = _count(state["truncated"])
         tally.attempts = _count(state["attempts"])
+        tally.gateway_retries = _count(state["gateway_retries"])
+        tally.maybe_billed = _count(state["maybe_billed"])
         tally.longest_s = _seconds(state["latency"]["max"])
         tally._reasons = {_text(reason): _count(count) for reason, count in state["by_reason"].items()}
         tally._models = {
@@ -511,7 +538,7 @@ def _text(value: Any) -> str:
 
 def _band(value: Any) -> int:
     band = int(value)
-    if not 0 <= band <= len(BAND_EDGES):
+    if not FROM_CACHE <= band <= len(BAND_EDGES):
         raise ValueError(f"{value!r} is no band")
     return band
 

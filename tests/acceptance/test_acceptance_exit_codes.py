@@ -148,6 +148,7 @@ def test_a_signal_drains_what_is_in_flight_and_the_same_command_goes_on(number, 
         "failed": 0,
         "pending": 20,
         "truncated": 0,
+        "from_cache": 0,
     }
     assert len(endpoint.received) == len(files.results) == 20
     files.assert_summary_is_a_fold(command(*words).json, 40)

@@ -8,43 +8,30 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
+from acceptance import conftest as acceptance
 
 from batchkit.engine.monitor import Monitor
 from batchkit.engine.stop import Stop
 from batchkit.events import Event, Gauges
-from batchkit.formats.completions import endpoint_address
+from batchkit.formats.headers import endpoint_address
 from batchkit.job import JobRun
 from batchkit.settings import Settings
 from batchkit.source import Source
 from batchkit.store import Disk, Store
 from batchkit.testing import ManualClock, ScriptedEndpoint
 
-
-def _acceptance() -> Any:
-    path = Path(__file__).parents[1] / "acceptance" / "conftest.py"
-    spec = spec_from_file_location("acceptance_fixtures", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-_shared = _acceptance()
-command, simulate, provider, record = _shared.command, _shared.simulate, _shared.provider, _shared.record
-write_requests, files, until, line, kill = (
-    _shared.write_requests,
-    _shared.files,
-    _shared.until,
-    _shared.line,
-    _shared.kill,
+command, simulate, provider, record = (
+    acceptance.command,
+    acceptance.simulate,
+    acceptance.provider,
+    acceptance.record,
 )
+write_requests, files, until = acceptance.write_requests, acceptance.files, acceptance.until
+line, kill = acceptance.line, acceptance.kill
 
 ADDRESS = endpoint_address("http://127.0.0.1:1/v1", version="0", timeout=60)
 

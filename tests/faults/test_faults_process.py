@@ -11,7 +11,7 @@ import time
 import pytest
 
 from batchkit.endpoint import Endpoint
-from batchkit.formats.completions import endpoint_address
+from batchkit.formats.headers import endpoint_address
 from batchkit.outputs import read_output
 from batchkit.records import Reply, Request, Trace
 from batchkit.testing import FaultyDisk, ManualClock, ScriptedEndpoint

@@ -6,13 +6,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from batchkit.errors import UsageError
-from batchkit.formats.completions import (
-    HEADER_BYTES,
-    RETRY_AFTER_CAP_S,
-    attempt_headers,
-    endpoint_address,
-    read_answer,
-)
+from batchkit.formats.completions import RETRY_AFTER_CAP_S, read_answer
+from batchkit.formats.headers import HEADER_BYTES, attempt_headers, endpoint_address
 from batchkit.records import Failure, FailureKind as Kind, PortkeyFields, Reply, Trace, Usage
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -313,7 +308,7 @@ TOO_LARGE = "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, 
         (200, error(message="?"), Kind.SERVER_ERROR, "server_error"),
         (200, {"status": "failure", "message": "no"}, Kind.SERVER_ERROR, "server_error"),
         (200, completion(error={"code": 429}), Kind.RATE_LIMITED, "rate_limited"),
-        (200, {"html-message": "<html>"}, Kind.INVALID_RESPONSE, "invalid_response"),
+        (200, {"html-message": "<html>"}, Kind.NOT_AN_API, "not_an_api"),
         (200, {"object": "error", "message": "no", "code": 400}, Kind.INVALID_REQUEST, "invalid_request"),
     ],
 )
@@ -632,3 +627,44 @@ def test_an_id_of_ones_own_is_made_one_for_w3c(own):
     assert again["traceparent"].split("-")[1] == trace_id
     assert len(again["traceparent"].split("-")[2]) == 16
     assert first["X-Client-Request-Id"] == f"{own}-b7ad6b7169203331"
+
+
+@pytest.mark.parametrize(
+    ("said", "retries"), [("0", 0), ("2", 2), ("-1", -1), ("1, 1", 1), ("", 0), ("x", 0), ("9" * 50, 0)]
+)
+def test_how_often_a_gateway_asked_again_is_read_from_its_header(said, retries):
+    headers = {"x-portkey-retry-attempt-count": said}
+    completion = b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}'
+    for status, body in ((200, completion), (500, b"{}")):
+        assert read_answer(status, headers, body, 0.0).gateway_retries == retries
+
+
+@pytest.mark.parametrize(
+    ("said", "hit"),
+    [
+        ("HIT", True),
+        ("SEMANTIC HIT", True),
+        ("HIT, HIT", True),
+        ("MISS", False),
+        ("REFRESH", False),
+        ("", False),
+    ],
+)
+def test_an_answer_from_a_gateways_cache_is_marked(said, hit):
+    completion = b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}'
+    answer = read_answer(200, {"x-portkey-cache-status": said}, completion, 0.0)
+    assert isinstance(answer, Reply)
+    assert answer.from_cache is hit
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"x-portkey-gateway-exception": "true"}, b'{"status":"failure","message":"Something went wrong"}'),
+        ({}, b'{"html-message":"fetch failed: ECONNRESET"}'),
+    ],
+)
+def test_an_answer_that_a_gateway_lost_may_have_been_billed(headers, body):
+    answer = read_answer(500, headers, body, 0.0)
+    assert isinstance(answer, Failure)
+    assert answer.maybe_billed

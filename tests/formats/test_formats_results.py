@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from array import array
 from dataclasses import replace
+from zlib import crc32
 
 import orjson
 import pytest
@@ -83,7 +85,8 @@ def replies(draw):
         "error": None,
     }
     status = draw(st.sampled_from([200, 201, 246]))
-    answer = read_answer(status, {}, spelled(document, draw(st.booleans())), 0.0)
+    cache = {"x-portkey-cache-status": draw(st.sampled_from(["HIT", "MISS"]))}
+    answer = read_answer(status, cache, spelled(document, draw(st.booleans())), 0.0)
     assert isinstance(answer, Reply)
     return replace(answer, request_id=draw(texts))
 
@@ -131,12 +134,20 @@ outcomes = st.builds(
     moments,
     st.dictionaries(st.sampled_from([kind.value for kind in FailureKind]), st.integers(1, 99), max_size=3),
     st.integers(0, 2**32 - 1),
+    st.integers(0, 9),
+    st.integers(0, 9),
 )
 lines = st.builds(OutputLine, outcomes, texts, st.none() | headers)
 
 REPLY = Reply(200, "req_1", b'{"choices": [{"message": {}}]}')
 OUTCOME = Outcome(12, "a", REPLY, "t" * 32, 1, 0.81, 1763820000.1, {"timeout": 1}, 0xBEEF)
 LINE = OutputLine(OUTCOME, "job-1", RunHeader(1763820000.0, "http://x/v1", {"model": "m"}))
+
+
+def sealed(text):
+    """Another program's line with a checksum as ours have it."""
+    covered = text.encode()
+    return covered + b',"crc32":"%08x"}}' % crc32(covered)
 
 
 @given(lines)
@@ -146,10 +157,89 @@ def test_what_was_written_is_read_back(line):
     assert written.count(b"\n") == 1
     assert is_whole(written[:-1])
     assert decode(written[:-1]) == line
-    indexes, input_crc32s = scan_lines([written[:-1]])
-    assert (indexes, list(input_crc32s)) == ([line.outcome.index], [line.outcome.input_crc32])
-    assert headed_lines([written[:-1]]) == ([] if line.run is None else [line])
-    check_lines([written[:-1]])
+
+
+# --- many lines at a time ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(lines, max_size=5))
+def test_a_scan_reads_of_many_lines_what_reading_each_tells(several):
+    written = [encode(line) for line in several]
+    check_lines(written)
+    indexes, input_crc32s = scan_lines(written)
+    assert indexes == [line.outcome.index for line in several]
+    assert list(input_crc32s) == [line.outcome.input_crc32 for line in several]
+    assert headed_lines(written) == [line for line in several if line.run is not None]
+
+
+def test_a_flipped_bit_is_found_in_its_line_by_a_scan_and_by_a_check():
+    written = [encode(OutputLine(replace(OUTCOME, index=index), "job")) for index in range(3)]
+    for place in range(len(written[1])):
+        for bit in range(8):
+            flipped = bytearray(written[1])
+            flipped[place] ^= 1 << bit
+            for look in (check_lines, scan_lines):
+                with pytest.raises(BrokenLineError, match="checksum") as broken:
+                    look([written[0], bytes(flipped), written[2]])
+                assert broken.value.at == 1, (place, bit)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "",
+        "{",
+        '"batchkit":{"index":1,"input_crc32":"0000beef"',
+        '1,"input_crc32":"0000beef","x":1',
+        ',"batchkit":{"index":1',
+        ',"batchkit":{"index":,"input_crc32":"0000beef"',
+        ',"batchkit":{"index":-1,"input_crc32":"0000beef"',
+        ',"batchkit":{"index":+1,"input_crc32":"0000beef"',
+        ',"batchkit":{"index":1_0,"input_crc32":"0000beef"',
+        ',"batchkit":{"index": 1,"input_crc32":"0000beef"',
+        ',"batchkit":{"index":1.5,"input_crc32":"0000beef"',
+        ',"batchkit":{"index":1,"job_id":"j","input_crc32":"0000beef"',
+        ',"batchkit":{"index":1,"input_crc32":"0000BEEF"',
+        ',"batchkit":{"index":1,"input_crc32":"000beef"',
+        ',"batchkit":{"index":1,"input_crc32":"00000beef"',
+        ',"batchkit":{"index":1,"input_crc32":"000 beef"',
+        ',"batchkit":{"index":1,"input_crc32":"000gbeef"',
+        ',"batchkit":{"index":1,"input_crc32":"000ébeef"',
+        ',"batchkit":{"index":1,"input_crc32":"0000beef',
+    ],
+)
+def test_a_whole_line_of_another_program_is_found_by_a_scan(tail):
+    ours, others = encode(LINE), sealed(tail) + b"\n"
+    check_lines([ours, others, ours])
+    with pytest.raises(BrokenLineError, match="not a line of batchkit's") as broken:
+        scan_lines([ours, others, ours])
+    assert broken.value.at == 1
+
+
+def test_of_several_broken_lines_the_first_is_named():
+    ours, others, torn = encode(LINE), sealed("{}") + b"\n", encode(LINE)[1:]
+    for several, message in (
+        ([ours, others, torn], "not a line"),
+        ([ours, torn, others], "checksum"),
+        ([ours, b"\n", ours], "checksum"),
+        ([ours, b"", torn], "checksum"),
+    ):
+        with pytest.raises(BrokenLineError, match=message) as broken:
+            scan_lines(several)
+        assert broken.value.at == 1
+
+
+def test_seals_that_moved_to_the_next_line_are_found():
+    written = encode(LINE)
+    with pytest.raises(BrokenLineError, match="checksum") as broken:
+        check_lines([written[:-5], written[-5:] + written])
+    assert broken.value.at == 0
+
+
+def test_no_lines_are_whole():
+    check_lines([])
+    assert scan_lines([]) == ([], array("I"))
+    assert headed_lines([]) == []
 
 
 @given(lines)
@@ -233,14 +323,6 @@ def test_a_failure_line_says_why():
     assert record["error"] == {"code": "slow_down", "message": "Slow down"}
     assert record["batchkit"]["reason"] == "rate_limited"
     assert record["batchkit"]["retries"] == {"timeout": 1}
-
-
-def sealed(text):
-    """Another program's line with a checksum as ours have it."""
-    from zlib import crc32
-
-    covered = text.encode()
-    return covered + b',"crc32":"%08x"}}' % crc32(covered)
 
 
 @pytest.mark.parametrize(

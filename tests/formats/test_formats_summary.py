@@ -54,12 +54,14 @@ def test_the_summary_has_the_shape_that_was_promised():
         "status": "completed",
         "stop_reason": None,
         "simulated": False,
-        "requests": {"total": 9, "succeeded": 7, "failed": 2, "pending": 0, "truncated": 1},
+        "requests": {"total": 9, "succeeded": 7, "failed": 2, "pending": 0, "truncated": 1, "from_cache": 0},
         "attempts": {
             "total": 12,
             "retried": 3,
             "by_reason": {"timeout": 1, "rate_limited": 2},
             "in_flight_at_kills": 0,
+            "maybe_billed": 0,
+            "gateway_retries": 0,
         },
         "usage": {
             "prompt_tokens": 629_370,
@@ -230,3 +232,11 @@ def test_small_amounts_of_money_are_not_rounded_away(value, told):
 def test_amounts_and_moments():
     assert [amount(value) for value in (0.812, 12.34, 41_000.4)] == ["0.81", "12.3", "41,000"]
     assert moment(1763820000.9) == "2025-11-22 14:00:00 UTC"
+
+
+def test_what_a_gateway_added_or_saved_is_said():
+    said = render(summary(gateway_retries=4, maybe_billed=3, from_cache=2))
+    assert "4 more by the gateway itself" in said
+    assert "3 without an answer that may have been billed" in said
+    assert "2 from the gateway's cache, not billed" in said
+    assert "gateway" not in render(summary())

@@ -192,6 +192,18 @@ def test_a_model_that_never_told_its_usage_is_not_free():
     assert some.total == Decimal("0.0025")
 
 
+def test_answers_from_a_gateways_cache_cost_nothing_whatever_their_model():
+    tally = tally_of(("gpt-4o", Usage(1_000_000, 0, 1_000_000)))
+    alone = cost_of(tally, PRICES)
+    for index, model in enumerate(("gpt-4o", "a-model-nobody-prices"), start=1):
+        reply = Reply(200, "r", b"{}", model=model, usage=Usage(5_000_000, 7, 5_000_007), from_cache=True)
+        tally.add(Outcome(index, f"line-{index}", reply, "t", 1, 1.0, AT))
+    cost = cost_of(tally, PRICES)
+    assert (cost.total, cost.dearest, cost.unpriced_models) == (alone.total, alone.dearest, ())
+    assert tally.from_cache == 2
+    assert tally.usage.prompt_tokens == 11_000_000
+
+
 def test_failures_without_usage_cost_nothing():
     tally = Tally()
     tally.add(Outcome(0, "a", Failure(FailureKind.TIMEOUT, "timeout", "late"), "t", 1, 1.0, AT))

@@ -35,7 +35,7 @@ def test_what_are_no_ascending_intervals_is_refused(intervals):
         DoneIndexes(intervals)
 
 
-@given(st.lists(st.lists(st.integers(0, 60), max_size=20), max_size=6))
+@given(st.lists(st.lists(st.integers(0, 60) | st.integers(0, 10_000), max_size=20), max_size=6))
 def test_adding_many_at_once_is_adding_one_after_the_other(batches):
     at_once, singly = DoneIndexes(), DoneIndexes()
     for batch in batches:
@@ -45,3 +45,14 @@ def test_adding_many_at_once_is_adding_one_after_the_other(batches):
             return
         assert list(at_once.intervals()) == list(singly.intervals())
         assert len(at_once) == len(singly)
+
+
+@given(st.sets(st.integers(0, 200)), st.sets(st.integers(0, 200)))
+def test_two_files_of_one_job_fill_each_others_gaps(results, failures):
+    failures -= results
+    done = DoneIndexes()
+    assert done.add_all(sorted(results)) is None
+    assert done.add_all(sorted(failures, reverse=True)) is None
+    assert len(done) == len(results | failures)
+    assert [index for index in range(201) if index in done] == sorted(results | failures)
+    assert list(DoneIndexes(done.intervals()).intervals()) == list(done.intervals())

@@ -50,6 +50,7 @@ answers = st.builds(
     model=names,
     usage=usages,
     finish_reason=st.sampled_from(["stop", "length", None]),
+    from_cache=st.booleans(),
 ) | st.builds(Failure, st.sampled_from(FailureKind), names, st.just("m"), model=names, usage=usages)
 outcomes = st.builds(
     Outcome,
@@ -61,6 +62,8 @@ outcomes = st.builds(
     st.floats(0, 1e7),
     st.floats(0, 200),
     st.dictionaries(names, st.integers(1, 5), max_size=3),
+    maybe_billed=st.integers(0, 3),
+    gateway_retries=st.integers(0, 3),
 )
 
 

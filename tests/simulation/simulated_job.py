@@ -36,7 +36,7 @@ from batchkit.engine.monitor import Monitor
 from batchkit.engine.stop import Stop
 from batchkit.engine.writer import SYNC_INTERVAL_S
 from batchkit.errors import BatchkitError, Interrupted, JobDamaged
-from batchkit.formats.completions import endpoint_address
+from batchkit.formats.headers import endpoint_address
 from batchkit.job import JobRun
 from batchkit.records import Answer, FailureKind, Request, Trace, Usage
 from batchkit.rules.tally import Tally

@@ -1,0 +1,114 @@
+"""The output files, read without their JSON: every line, and the place of every damage."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchkit import outputs
+from batchkit.errors import JobDamaged
+from batchkit.formats.results import OutputLine, encode
+from batchkit.outputs import check_output, read_output, scan_output
+from batchkit.records import Outcome, Reply, RunHeader
+
+HEADER = RunHeader(1000.0, "http://x/v1", {}, "in.jsonl", 7)
+TRAP = b',"batchkit":{"index":7,"input_crc32":"00000000","run":{}}'
+
+
+def line(index, *, size=0, trap=b"", run=None):
+    body = b'{"choices":[{"message":{"content":"%b"}}]%b}' % (b"x" * size, trap)
+    reply = Reply(200, "r", body)
+    return encode(
+        OutputLine(Outcome(index, f"r{index}", reply, "t", 1, 0.5, 1.0, {}, index * 7919 % 2**32), "job", run)
+    )
+
+
+@pytest.fixture(params=[2, 700, 1 << 17])
+def output(request, tmp_path, monkeypatch):
+    """A path; what is read at a time is less than a line, a line or two, and many."""
+    monkeypatch.setattr(outputs, "_SCANNED_BYTES", request.param)
+    return tmp_path / "results.jsonl"
+
+
+def scanned(path, *span):
+    """All that a scan tells, with the end of its last lines."""
+    indexes, input_crc32s, headed, end = [], [], [], 0
+    for lines in scan_output(path, *span):
+        indexes += lines.indexes
+        input_crc32s += lines.input_crc32s
+        headed += lines.headed
+        assert lines.end > end
+        end = lines.end
+    return indexes, input_crc32s, headed, end
+
+
+LINES = [
+    line(9, run=HEADER),
+    line(10, size=2000),
+    line(3, trap=TRAP),
+    line(100_000_000),
+    line(0, trap=TRAP * 20, run=HEADER),
+]
+
+
+def test_a_scan_tells_what_reading_tells(output):
+    output.write_bytes(b"".join(LINES))
+    read = list(read_output(output))
+    assert scanned(output) == (
+        [each.outcome.index for each in read],
+        [each.outcome.input_crc32 for each in read],
+        [each for each in read if each.run is not None],
+        output.stat().st_size,
+    )
+    check_output(output)
+
+
+def test_a_scan_ends_with_the_last_whole_line_before_the_byte_it_is_told(output):
+    whole = b"".join(LINES)
+    output.write_bytes(whole)
+    near = {sum(map(len, LINES[:at])) + by for at in range(len(LINES) + 1) for by in (-1, 0, 1)}
+    for end in near.union(range(0, len(whole), 101)) - {-1}:
+        count = whole[:end].count(b"\n")
+        assert scanned(output, 0, end)[::3] == (
+            [9, 10, 3, 100_000_000, 0][:count],
+            sum(map(len, LINES[:count])),
+        )
+
+
+def test_a_line_that_is_still_being_written_is_left_out(output):
+    for part in (b"", LINES[1][:1], LINES[1][:-1]):
+        output.write_bytes(LINES[0] + part)
+        assert scanned(output)[::3] == ([9], len(LINES[0]))
+        check_output(output)
+
+
+def test_a_scan_begins_at_the_line_it_is_told(output):
+    output.write_bytes(b"".join(LINES))
+    assert scanned(output, len(LINES[0]))[0] == [10, 3, 100_000_000, 0]
+
+
+def test_lines_that_are_added_while_a_scan_reads_are_left_out(output):
+    output.write_bytes(b"".join(LINES))
+    scan = scan_output(output)
+    indexes = next(scan).indexes
+    with output.open("ab") as stream:
+        stream.write(line(5))
+    assert indexes + [index for lines in scan for index in lines.indexes] == [9, 10, 3, 100_000_000, 0]
+
+
+def test_no_file_has_no_lines(output):
+    assert scanned(output) == ([], [], [], 0)
+    check_output(output)
+
+
+@pytest.mark.parametrize("look", [check_output, lambda path: list(scan_output(path))])
+def test_damage_is_named_by_the_byte_where_its_line_begins(output, look):
+    for at in range(len(LINES)):
+        before = sum(map(len, LINES[:at]))
+        for place in (0, len(LINES[at]) // 2, len(LINES[at]) - 13):
+            data = bytearray(b"".join(LINES))
+            data[before + place] ^= 1
+            output.write_bytes(data)
+            with pytest.raises(
+                JobDamaged, match=f"in the line at byte {before:,}: its checksum does not match"
+            ):
+                look(output)

@@ -6,7 +6,7 @@ KILLS ?= 200
 SEEDS ?= 1000000
 
 .DEFAULT_GOAL := check
-.PHONY: check setup demo test format lint types layers coverage campaign simulation bench lock clean help
+.PHONY: check setup demo test format lint types layers coverage gateway litellm campaign simulation bench lock clean help
 
 check: format lint types layers test  ## what is expected before a push: format, lint, strict types, layers, tests
 
@@ -39,6 +39,13 @@ types: $(INSTALLED)  ## mypy --strict on the package, the samples and the public
 
 layers: $(INSTALLED)  ## the rooms import downwards only
 	$(BIN)/lint-imports --no-cache
+
+gateway:  ## install Portkey's gateway, for the tests that talk to it (needs npm)
+	npm install --prefix .ci/gateway --ignore-scripts --no-package-lock --no-audit --no-fund
+
+litellm:  ## install LiteLLM and OpenAI's client, for the tests that talk to them, in an environment of their own
+	$(PYTHON) -m venv .ci/litellm/venv
+	.ci/litellm/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r .ci/litellm/requirements.txt
 
 coverage: $(INSTALLED)  ## the tests with branch coverage
 	$(BIN)/coverage run -m pytest -q

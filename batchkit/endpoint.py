@@ -32,10 +32,7 @@ from batchkit.formats.completions import read_answer, read_request_id
 from batchkit.formats.headers import EndpointAddress, attempt_headers
 from batchkit.records import Answer, Failure, FailureKind, Request, Trace
 
-__all__ = ["BODY_BYTES", "DEFAULT_TIMEOUT_S", "HEADER_FIELD_BYTES", "KEEPALIVE_S", "Endpoint"]
-
-DEFAULT_TIMEOUT_S = 600.0
-"""One attempt, from its start to the last byte."""
+__all__ = ["BODY_BYTES", "HEADER_FIELD_BYTES", "KEEPALIVE_S", "Endpoint"]
 
 BODY_BYTES = 32 * 1024 * 1024
 """Longest answer that is read, after decompression."""
@@ -57,10 +54,10 @@ class Endpoint:
     """Sends the requests of one run to one address.
 
     An async context manager: connections live from entering to leaving. How many attempts are under way is up to the
-    caller; `timeout` is for each, in seconds.
+    caller; `timeout` is for each, in seconds from its start to the last byte.
     """
 
-    def __init__(self, address: EndpointAddress, *, timeout: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(self, address: EndpointAddress, *, timeout: float) -> None:
         self._address = address
         self._timeout = timeout
         self._url = URL(address.url)

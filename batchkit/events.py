@@ -94,7 +94,6 @@ class Gauges:
     cost_is_partial: bool
     holding: str
     detail: str
-    elapsed_s: float
     seconds_left: float | None
 
 

@@ -221,7 +221,7 @@ async def test_exactly_these_headers_and_bytes_arrive(given, portkey, expected):
     request = Request(0, "a", REQUEST.body, portkey=portkey)
     async with server.listening() as url:
         address = endpoint_address(url, version="1.2", timeout=10, **given)
-        async with Endpoint(address) as endpoint:
+        async with Endpoint(address, timeout=60) as endpoint:
             assert await endpoint.attempt(request, TRACE) == GOOD_REPLY
     host = url.removeprefix("http://").removesuffix("/v1")
     assert server.heads[0][0] == "POST /v1/chat/completions HTTP/1.1"
@@ -232,7 +232,7 @@ async def test_exactly_these_headers_and_bytes_arrive(given, portkey, expected):
 async def test_a_body_of_many_megabytes_arrives_as_it_is():
     server = Server(http(200, GOOD))
     body = b'{"messages":"' + b"x" * 3_000_000 + b'"}'
-    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         assert await endpoint.attempt(Request(0, "a", body), TRACE) == GOOD_REPLY
     assert server.bodies == [body]
     assert "transfer-encoding" not in server.headers
@@ -240,7 +240,7 @@ async def test_a_body_of_many_megabytes_arrives_as_it_is():
 
 async def test_a_header_that_cannot_be_sent_fails_the_request_before_it_is_sent():
     server = Server(http(200, GOOD))
-    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         answer = await endpoint.attempt(REQUEST, Trace("a\r\nb: c", "d"))
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.code, answer.maybe_billed) == (Kind.INVALID_REQUEST, "invalid_header", False)
@@ -408,7 +408,7 @@ async def test_a_redirect_is_not_followed(status):
     async with elsewhere.listening() as other, here.listening() as url:
         here.script = [sending(http(status, b"", f"Location: {other}/chat/completions"))]
         address = endpoint_address(url, version="0", timeout=10, openai_api_key=CANARY)
-        async with Endpoint(address) as endpoint:
+        async with Endpoint(address, timeout=60) as endpoint:
             answer = await endpoint.attempt(REQUEST, TRACE)
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.code, answer.status) == (Kind.MISDIRECTED, "redirected", status)
@@ -417,7 +417,7 @@ async def test_a_redirect_is_not_followed(status):
 
 async def test_cookies_are_not_kept():
     server = Server(http(200, GOOD, "Set-Cookie: a=b; Path=/"))
-    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         for _ in range(2):
             await endpoint.attempt(REQUEST, TRACE)
     assert "cookie" not in server.headers
@@ -434,7 +434,7 @@ async def test_proxy_variables_are_not_heeded(monkeypatch):
 async def test_nobody_listening_is_a_connection_error_that_cost_nothing():
     async with Server(http(200, GOOD)).listening() as url:
         pass
-    async with Endpoint(plain_address(url)) as endpoint:
+    async with Endpoint(plain_address(url), timeout=60) as endpoint:
         answer = await endpoint.attempt(REQUEST, TRACE)
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.code, answer.maybe_billed) == (
@@ -446,7 +446,7 @@ async def test_nobody_listening_is_a_connection_error_that_cost_nothing():
 
 
 async def test_a_name_nobody_knows_is_a_wrong_address():
-    async with Endpoint(plain_address("http://nobody.invalid/v1")) as endpoint:
+    async with Endpoint(plain_address("http://nobody.invalid/v1"), timeout=60) as endpoint:
         answer = await endpoint.attempt(REQUEST, TRACE)
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.code) == (Kind.MISDIRECTED, "host_unknown")
@@ -477,7 +477,7 @@ async def test_a_certificate_that_does_not_verify_gets_no_request(self_signed):
     server = Server(http(200, GOOD))
     async with server.listening(self_signed) as url:
         address = endpoint_address(url, version="0", timeout=10, openai_api_key=CANARY)
-        async with Endpoint(address) as endpoint:
+        async with Endpoint(address, timeout=60) as endpoint:
             answer = await endpoint.attempt(REQUEST, TRACE)
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.code, answer.maybe_billed) == (Kind.MISDIRECTED, "tls_not_verified", False)
@@ -488,7 +488,7 @@ async def test_a_certificate_that_does_not_verify_gets_no_request(self_signed):
 async def test_https_to_a_server_that_hangs_up_is_a_connection_error():
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with Endpoint(plain_address(f"https://127.0.0.1:{port}/v1")) as endpoint:
+        async with Endpoint(plain_address(f"https://127.0.0.1:{port}/v1"), timeout=60) as endpoint:
             answer = await endpoint.attempt(REQUEST, TRACE)
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.maybe_billed) == (Kind.CONNECTION_ERROR, False)
@@ -501,7 +501,7 @@ async def test_https_to_a_server_without_it_is_a_connection_error():
 
     async with await asyncio.start_server(answer_plainly, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with Endpoint(plain_address(f"https://127.0.0.1:{port}/v1")) as endpoint:
+        async with Endpoint(plain_address(f"https://127.0.0.1:{port}/v1"), timeout=60) as endpoint:
             answer = await endpoint.attempt(REQUEST, TRACE)
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.code, answer.maybe_billed) == (Kind.CONNECTION_ERROR, "tls_failed", False)
@@ -512,7 +512,7 @@ async def test_https_to_a_server_without_it_is_a_connection_error():
 
 async def test_one_connection_serves_one_attempt_after_another():
     server = Server(http(200, GOOD))
-    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         assert [await endpoint.attempt(REQUEST, TRACE) for _ in range(5)] == [GOOD_REPLY] * 5
     assert server.connections == 1
 
@@ -520,7 +520,7 @@ async def test_one_connection_serves_one_attempt_after_another():
 async def test_a_kept_connection_that_the_server_closed_costs_no_attempt():
     """The server closes after each answer without a word; the next attempt begins in the very moment the answer is in."""
     server = Server(sending_then_closing(http(200, GOOD)))
-    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         answers = [await endpoint.attempt(REQUEST, TRACE) for _ in range(50)]
     assert answers == [GOOD_REPLY] * 50
     assert server.connections == 50
@@ -529,7 +529,7 @@ async def test_a_kept_connection_that_the_server_closed_costs_no_attempt():
 async def test_a_connection_lost_after_sending_is_not_sent_again_unasked():
     """Whether the lost request was billed is not known, so to repeat it is not for the endpoint to decide."""
     server = Server(http(200, GOOD), resetting, http(200, GOOD))
-    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         answers = [await endpoint.attempt(REQUEST, TRACE) for _ in range(3)]
     assert isinstance(answers[1], Failure)
     assert (answers[1].kind, answers[1].maybe_billed) == (Kind.CONNECTION_ERROR, True)
@@ -550,7 +550,7 @@ async def test_a_broken_answer_does_not_leak_into_the_next():
 async def test_leaving_the_endpoint_closes_its_connections():
     server = Server(http(200, GOOD))
     async with server.listening() as url:
-        async with Endpoint(plain_address(url)) as endpoint:
+        async with Endpoint(plain_address(url), timeout=60) as endpoint:
             await endpoint.attempt(REQUEST, TRACE)
         with pytest.raises(RuntimeError, match="async with"):
             await endpoint.attempt(REQUEST, TRACE)
@@ -584,7 +584,7 @@ async def test_a_connection_that_never_comes_about_was_not_billed(monkeypatch):
 
 async def test_an_outer_cancellation_passes_through():
     server = Server(hanging)
-    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         task = asyncio.create_task(endpoint.attempt(REQUEST, TRACE))
         while not server.heads:
             await asyncio.sleep(0)
@@ -597,7 +597,7 @@ async def test_an_outer_cancellation_passes_through():
 @pytest.mark.parametrize("outer_first", [True, False])
 async def test_an_outer_cancellation_wins_over_a_deadline_at_the_same_moment(outer_first):
     server = Server(hanging)
-    async with server.listening() as url, Endpoint(plain_address(url)) as endpoint:
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         task = asyncio.create_task(endpoint.attempt(REQUEST, TRACE))
         while not server.heads:
             await asyncio.sleep(0)
@@ -636,7 +636,10 @@ async def test_each_of_many_attempts_has_a_deadline_of_its_own():
 
 
 async def test_a_deadline_does_not_outlive_its_attempt():
-    async with Server(http(200, GOOD)).listening() as url, Endpoint(plain_address(url)) as endpoint:
+    async with (
+        Server(http(200, GOOD)).listening() as url,
+        Endpoint(plain_address(url), timeout=60) as endpoint,
+    ):
         assert await endpoint.attempt(REQUEST, TRACE) == GOOD_REPLY
         assert not endpoint._deadlines._running
 
@@ -658,7 +661,7 @@ async def test_a_deadline_does_not_outlive_its_attempt():
 async def test_a_key_shows_nowhere(sent, caplog, capsys):
     async with Server(sent).listening() as url:
         address = endpoint_address(url, version="0", timeout=10, openai_api_key=CANARY)
-        async with Endpoint(address) as endpoint:
+        async with Endpoint(address, timeout=60) as endpoint:
             answer = await endpoint.attempt(REQUEST, TRACE)
             shown = repr((answer, address, endpoint, vars(endpoint)))
     assert isinstance(answer, Failure)

@@ -39,7 +39,6 @@ class Monitor:
         self._observers = list(observers)
         self._clock = clock
         self._samples: deque[tuple[float, int, int]] = deque()
-        self._began = clock.now()
         self.readings: Readings | None = None
         """Set before the run begins; without them there is nothing to show."""
 
@@ -134,6 +133,5 @@ class Monitor:
             cost_is_partial=partial,
             holding=holding,
             detail=detail,
-            elapsed_s=now - self._began,
             seconds_left=None if total is None or rate <= 0 else max(0.0, (total - ended) / rate),
         )

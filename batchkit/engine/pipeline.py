@@ -90,11 +90,6 @@ class Pipeline:
         self._broke: Exception | None = None
 
     @property
-    def exhausted(self) -> bool:
-        """Whether the input (or its limit) was read to its end."""
-        return self._ended and not self._lines
-
-    @property
     def busy(self) -> int:
         """Requests that were taken from the input and have no outcome yet."""
         return len(self._taken)

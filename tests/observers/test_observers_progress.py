@@ -24,7 +24,6 @@ GAUGES = Gauges(
     cost_is_partial=False,
     holding="concurrency",
     detail="all 256 in flight",
-    elapsed_s=150.0,
     seconds_left=2340.0,
 )
 BEFORE_IT_IS_KNOWN = replace(GAUGES, total=None, cost=None, holding="", detail="", seconds_left=None)

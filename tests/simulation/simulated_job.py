@@ -12,6 +12,9 @@ until the job is done. The engine, the store and the job are the real ones. Then
 
     python tests/simulation/simulated_job.py 0 1000000      checks a million seeds on all cores
     python tests/simulation/simulated_job.py 4711           checks one, and tells what happened in it
+
+The first tells every half minute how far it is, names each seed that broke a promise, and exits 1 if one did. Stopped, it says
+where to begin to go on. A story is made of its seed alone: folder, cores and other seeds are no part of it.
 """
 
 from __future__ import annotations
@@ -19,17 +22,23 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from errno import EIO, ENOSPC
+from functools import partial
 from pathlib import Path
 from random import Random, seed as seed_all
 from typing import Any
+
+from virtual_time import VirtualClock
 
 from batchkit.audit import Audit
 from batchkit.engine.monitor import Monitor
@@ -38,16 +47,21 @@ from batchkit.engine.writer import SYNC_INTERVAL_S
 from batchkit.errors import BatchkitError, Interrupted, JobDamaged
 from batchkit.formats.headers import endpoint_address
 from batchkit.job import JobRun
-from batchkit.records import Answer, FailureKind, Request, Trace, Usage
+from batchkit.records import Answer, FailureKind, Reply, Request, Trace, Usage
 from batchkit.rules.tally import Tally
 from batchkit.settings import Settings
 from batchkit.source import Source
 from batchkit.store import Store
-from batchkit.testing import Crash, FaultyDisk, ManualClock, failure, reply
+from batchkit.testing import Crash, FaultyDisk, failure, reply
 
 ADDRESS = endpoint_address("http://127.0.0.1:1/v1", version="0", timeout=60)
 MOST_CRASHES = 8
+MOST_BROKEN = 20
+"""After so many seeds that broke a promise it is known that there is something wrong."""
 EPOCH = 1_763_820_000.0
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+AT_ONCE = 100
+TOLD_EVERY_S = 30.0
 
 
 @dataclass
@@ -65,7 +79,14 @@ class World:
     wall: float = EPOCH
     forgiven: int = 0
     """Billed answers that promise 3 allows to be billed again."""
+    runs: int = 0
     crashes: int = 0
+    lost: int = 0
+    """Indexes that have no line though the job is done."""
+    doubled: int = 0
+    """Lines too many."""
+    broken: BaseException | None = None
+    """The first promise that was not kept."""
     was_full: bool = False
     """Whether lines were held in memory in this process, which makes them older than their being written."""
     told: list[str] = field(default_factory=list)
@@ -90,13 +111,15 @@ class World:
         self.input.write_text("\n".join(lines) + ("\n" if self.random.random() < 0.5 else ""))
 
     def tell(self, what: str) -> None:
+        # The names of the folder and of what is put aside are not the seed's.
+        what = re.sub(r"(\.torn)-[\d-]+", r"\1", what.replace(f"{self.folder}/", ""))
         self.told.append(f"{self.wall - EPOCH:9.2f} s  {what}")
 
 
 class BillingEndpoint:
     """Answers after a while, well or badly, and bills from the moment it begins a good answer."""
 
-    def __init__(self, world: World, clock: ManualClock, crash_at: int | None) -> None:
+    def __init__(self, world: World, clock: VirtualClock, crash_at: int | None) -> None:
         self._world = world
         self._clock = clock
         self._crash_at = crash_at
@@ -106,7 +129,7 @@ class BillingEndpoint:
         world, random = self._world, self._world.random
         self._attempts += 1
         drawn, latency = random.random(), random.lognormvariate(0, 1)
-        answer: Answer = reply(f"answer {request.index}", model="m", usage=Usage(7, 3, 10))
+        answer: Answer | None = None
         for share, kind in (
             (0.08, FailureKind.SERVER_ERROR),
             (0.05, FailureKind.RATE_LIMITED),
@@ -121,10 +144,11 @@ class BillingEndpoint:
                 )
                 break
             drawn -= share
-        good = not isinstance(answer, type(failure(FailureKind.TIMEOUT)))
+        if answer is None:
+            answer = reply(f"answer {request.index}", model="m", usage=Usage(7, 3, 10))
         world.in_flight[request.index] += 1
         world.most_in_flight = max(world.most_in_flight, world.in_flight.total())
-        world.billed[request.index] += good
+        world.billed[request.index] += isinstance(answer, Reply)
         try:
             await self._clock.sleep(latency)
         except asyncio.CancelledError:
@@ -138,25 +162,26 @@ class BillingEndpoint:
         return answer
 
 
-def lines_of(world: World) -> list[dict[str, Any]]:
-    """The lines of both output files that are whole, read without batchkit."""
+def raw_lines_of(world: World) -> list[bytes]:
+    """The lines of both output files that have their newline, as they stand there."""
     found = []
     for name in ("results.jsonl", "results.errors.jsonl"):
-        path = world.output.with_name(name)
-        for raw in (path.read_bytes() if path.exists() else b"").split(b"\n")[:-1]:
-            with suppress(ValueError):
-                found.append(json.loads(raw))
+        with suppress(FileNotFoundError):
+            found += world.output.with_name(name).read_bytes().split(b"\n")[:-1]
     return found
 
 
-def results_of(world: World) -> dict[int, float]:
-    """Index and time of each result on the disk."""
-    lines = (line for line in lines_of(world) if line["error"] is None)
-    return {line["batchkit"]["index"]: line["batchkit"]["finished_at"] for line in lines}
+def read(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """Those of the lines that are whole, read without batchkit."""
+    found = []
+    for raw in lines:
+        with suppress(ValueError):
+            found.append(json.loads(raw))
+    return found
 
 
 async def run_once(
-    world: World, clock: ManualClock, disk: FaultyDisk, *, crash_at: int | None, retry_failed: bool
+    world: World, clock: VirtualClock, disk: FaultyDisk, *, crash_at: int | None, retry_failed: bool
 ) -> dict[str, Any]:
     random = world.random
     settings = Settings(
@@ -173,7 +198,8 @@ async def run_once(
         job = JobRun(
             store,
             source,
-            source.identify(),
+            # Its path stands in the output and the folder's name is not the seed's.
+            replace(source.identify(), path=world.input.name),
             settings,
             ADDRESS,
             Monitor((), clock),
@@ -234,11 +260,12 @@ def crash(world: World, disk: FaultyDisk) -> None:
     """What a process that died leaves behind, with the power on or off."""
     random = world.random
     world.crashes += 1
-    before = results_of(world)
     if random.random() < 0.5:
+        before = raw_lines_of(world)
         disk.lose_power(world.output.parent, random)
-        after = results_of(world)
-        lost = [at for index, at in before.items() if index not in after]
+        after = frozenset(raw_lines_of(world))
+        gone = read(line for line in before if line not in after)
+        lost = [line["batchkit"]["finished_at"] for line in gone if line["error"] is None]
         world.tell(f"lost its power and {len(lost)} results")
         for at in lost:
             age = world.wall - at
@@ -263,11 +290,13 @@ def run_process(world: World, *, retry_failed: bool) -> dict[str, Any] | None:
     dies = world.crashes < MOST_CRASHES and random.random() < 0.7
     at_step = int(random.expovariate(1 / 30)) if dies and random.random() < 0.7 else None
     at_attempt = int(random.expovariate(1 / 15)) if dies and at_step is None else None
-    clock = ManualClock(world.wall)
+    clock = VirtualClock(world.wall)
+    world.runs += 1
     world.was_full = False
     disk = FaultyDisk(faults(world, at_step))
     try:
-        return asyncio.run(run_once(world, clock, disk, crash_at=at_attempt, retry_failed=retry_failed))
+        with asyncio.Runner(loop_factory=clock.loop) as runner:
+            return runner.run(run_once(world, clock, disk, crash_at=at_attempt, retry_failed=retry_failed))
     except (Crash, BaseExceptionGroup) as error:
         if isinstance(error, BaseExceptionGroup) and error.split(Crash)[1] is not None:
             raise
@@ -288,38 +317,53 @@ def run_process(world: World, *, retry_failed: bool) -> dict[str, Any] | None:
 
 
 def check(seed: int) -> World:
-    """Live through one seed. Raises AssertionError where a promise is broken."""
-    folder = Path(tempfile.mkdtemp(prefix="batchkit-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    world = World(seed, folder)
-    try:
-        retry = world.random.random() < 0.3
-        summary = None
-        for _ in range(100):
-            summary = run_process(world, retry_failed=False)
-            if summary is not None:
-                break
-        assert summary is not None, "the job is never done"
-        verify(world, summary)
-        if retry and summary["requests"]["failed"]:
-            world.tell("its failures are asked again")
-            again = run_process(world, retry_failed=True)
-            for _ in range(100):
-                if again is not None:
-                    break
-                again = run_process(world, retry_failed=False)
-            assert again is not None
-            verify(world, again)
-    except BaseException:
+    """Live through one seed. Raises what broke a promise, if one was broken, and tells the story."""
+    world = live_through(seed)
+    if world.broken is not None:
         print(f"seed {seed}:", *world.told, sep="\n  ", file=sys.stderr)
-        raise
+        raise world.broken
+    return world
+
+
+def live_through(seed: int, within: str | None = IN_MEMORY) -> World:
+    """Live through one seed, to the end of the job or until a promise is `broken`, in a folder `within` another."""
+    folder = Path(tempfile.mkdtemp(prefix="batchkit-", dir=within))
+    try:
+        world = World(seed, folder)
+        try:
+            work_through(world)
+        except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001 - whatever it is, it was promised not to be
+            world.broken = error
     finally:
         shutil.rmtree(folder)
     return world
 
 
+def work_through(world: World) -> None:
+    retry = world.random.random() < 0.3
+    summary = None
+    for _ in range(100):
+        summary = run_process(world, retry_failed=False)
+        if summary is not None:
+            break
+    assert summary is not None, "the job is never done"
+    verify(world, summary)
+    if retry and summary["requests"]["failed"]:
+        world.tell("its failures are asked again")
+        again = run_process(world, retry_failed=True)
+        for _ in range(100):
+            if again is not None:
+                break
+            again = run_process(world, retry_failed=False)
+        assert again is not None, "the job is never done again"
+        verify(world, again)
+
+
 def verify(world: World, summary: dict[str, Any]) -> None:
-    lines = lines_of(world)
+    lines = read(raw_lines_of(world))
     indexes = sorted(line["batchkit"]["index"] for line in lines)
+    world.lost = (Counter(world.indexes) - Counter(indexes)).total()
+    world.doubled = (Counter(indexes) - Counter(world.indexes)).total()
     assert indexes == world.indexes, f"indexes {indexes}, not {world.indexes}"
 
     results = [line for line in lines if line["error"] is None]
@@ -354,32 +398,100 @@ def verify(world: World, summary: dict[str, Any]) -> None:
     assert world.most_in_flight <= world.concurrency, "more in flight than the concurrency allows"
 
 
-def check_many(seeds: range) -> tuple[int, int, int]:
-    crashes = twice = 0
+@dataclass(slots=True)
+class Totals:
+    """What happened over many seeds."""
+
+    seeds: int = 0
+    runs: int = 0
+    crashes: int = 0
+    billed: int = 0
+    again: int = 0
+    lost: int = 0
+    doubled: int = 0
+    broken: list[tuple[int, str]] = field(default_factory=list)
+    """Seeds that broke a promise, and which."""
+
+    def add(self, world: World) -> None:
+        self.seeds += 1
+        self.runs += world.runs
+        self.crashes += world.crashes
+        self.billed += world.billed.total()
+        self.again += world.billed.total() - len(+world.billed)
+        self.lost += world.lost
+        self.doubled += world.doubled
+        if world.broken is not None:
+            self.broken.append((world.seed, f"{type(world.broken).__name__}: {world.broken}"))
+
+    def merge(self, other: Totals) -> None:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.seeds:,} seeds, {self.runs:,} runs, {self.crashes:,} crashes, {self.billed:,} answers billed, of them "
+            f"{self.again:,} again, {self.lost:,} lost, {self.doubled:,} doubled, {len(self.broken):,} seeds with a broken promise"
+        )
+
+
+def live_through_all(seeds: range, within: str | None = IN_MEMORY) -> Totals:
+    totals = Totals()
     for seed in seeds:
-        world = check(seed)
-        crashes += world.crashes
-        twice += sum(world.billed.values()) - len(set(world.billed))
-    return len(seeds), crashes, twice
+        totals.add(live_through(seed, within))
+    return totals
 
 
-def main() -> None:
-    if len(sys.argv) == 2:
-        print(*check(int(sys.argv[1])).told, sep="\n")
-        return
-    first, last = int(sys.argv[1]), int(sys.argv[2])
-    pieces = [range(start, min(start + 200, last)) for start in range(first, last, 200)]
-    began = time.monotonic()
-    seeds = crashes = twice = 0
-    with multiprocessing.Pool() as pool:
-        for done in pool.imap_unordered(check_many, pieces):
-            seeds, crashes, twice = seeds + done[0], crashes + done[1], twice + done[2]
-            print(f"\r{seeds:,} seeds, {crashes:,} crashes: 0 lost, 0 doubled", end="", file=sys.stderr)
-    print(
-        f"\n{seeds:,} seeds, {crashes:,} crashes: 0 answers lost, 0 doubled, {twice:,} billed again, all of them in flight or "
-        f"unsynced at a crash; {seeds / (time.monotonic() - began):,.0f} seeds/s"
-    )
+def begin_worker() -> None:
+    """Leave Ctrl-C to the process that began this one, and end when it says so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def live_through_range(first: int, last: int) -> int:
+    """Live through the seeds from `first` to before `last` on all cores, and tell. The exit code."""
+    pieces = [range(start, min(start + AT_ONCE, last)) for start in range(first, last, AT_ONCE)]
+    totals = Totals()
+    told_at = began = time.monotonic()
+    following = first
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        # A process that is ended in the middle leaves its folder to the one around it.
+        with (
+            tempfile.TemporaryDirectory(prefix="batchkit-", dir=IN_MEMORY) as folder,
+            multiprocessing.Pool(initializer=begin_worker) as pool,
+        ):
+            work = partial(live_through_all, within=folder)
+            for piece, found in zip(pieces, pool.imap(work, pieces), strict=False):
+                totals.merge(found)
+                following = piece.stop
+                for seed, what in found.broken:
+                    print(f"seed {seed} broke a promise: {what}", flush=True)
+                if len(totals.broken) >= MOST_BROKEN:
+                    break
+                now = time.monotonic()
+                if now - told_at >= TOLD_EVERY_S:
+                    told_at = now
+                    per_s = totals.seeds / (now - began)
+                    print(
+                        f"{totals}; {per_s:,.0f} seeds/s, {(last - following) / per_s / 60:,.0f} min left",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+    except KeyboardInterrupt:
+        print(f"stopped; to go on: {sys.argv[0]} {following} {last}", file=sys.stderr)
+        return 130
+    finally:
+        print(f"{totals}; {totals.seeds / (time.monotonic() - began):,.0f} seeds/s")
+    return 1 if totals.broken else 0
+
+
+def main() -> int:
+    first, *last = map(int, sys.argv[1:])
+    if last:
+        return live_through_range(first, *last)
+    print(*check(first).told, sep="\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,9 +14,10 @@ AT_ONCE = 125
 
 @pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
 def test_nothing_is_lost_and_nothing_stands_twice_whatever_happened(first):
-    seeds, crashes, _ = simulated_job.check_many(range(first, first + AT_ONCE))
-    assert seeds == AT_ONCE
-    assert crashes > AT_ONCE / 4
+    totals = simulated_job.live_through_all(range(first, first + AT_ONCE))
+    assert not totals.broken
+    assert totals.seeds == AT_ONCE
+    assert totals.crashes > AT_ONCE / 4
 
 
 @pytest.mark.parametrize("seed", [7, 23, 99])
@@ -72,6 +73,66 @@ def test_a_store_that_breaks_a_promise_is_found_out(disk, monkeypatch, capsys):
             found += 1
     assert found
     assert "seed " in capsys.readouterr().err
+
+
+class HerePool:
+    """Stands for the processes: works in this one."""
+
+    def __init__(self, initializer):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def imap(self, work, pieces):
+        return map(work, pieces)
+
+
+class StoppedPool(HerePool):
+    """Is stopped from the keyboard after a first piece."""
+
+    def imap(self, work, pieces):
+        yield work(pieces[0])
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(simulated_job.multiprocessing, "Pool", HerePool)
+    monkeypatch.setattr(simulated_job.signal, "signal", lambda *_: None)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_range_without_a_broken_promise_tells_its_totals_and_succeeds(capsys):
+    assert simulated_job.live_through_range(100, 120) == 0
+    told = capsys.readouterr().out
+    assert "20 seeds, " in told
+    assert "0 lost, 0 doubled, 0 seeds with a broken promise" in told
+
+
+@pytest.mark.usefixtures("here")
+def test_a_seed_that_breaks_a_promise_is_named_and_breaks_it_again_alone(monkeypatch, capsys):
+    monkeypatch.setattr(simulated_job, "FaultyDisk", StutteringWrite)
+    monkeypatch.setattr(simulated_job, "MOST_BROKEN", 1)
+    monkeypatch.setattr(simulated_job, "AT_ONCE", 5)
+    assert simulated_job.live_through_range(0, 100) == 1
+    first = capsys.readouterr().out.splitlines()[0]
+    seed = int(first.removeprefix("seed ").split()[0])
+    with pytest.raises((AssertionError, simulated_job.JobDamaged)):
+        simulated_job.check(seed)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_range_that_is_stopped_says_where_to_go_on(monkeypatch, capsys):
+    monkeypatch.setattr(simulated_job.multiprocessing, "Pool", StoppedPool)
+    monkeypatch.setattr(simulated_job, "AT_ONCE", 5)
+    assert simulated_job.live_through_range(10, 100) == 130
+    told = capsys.readouterr()
+    assert told.err.endswith("15 100\n")
+    assert "5 seeds, " in told.out
 
 
 @pytest.mark.parametrize(

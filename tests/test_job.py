@@ -54,7 +54,14 @@ async def test_arun_answers_every_request_and_returns_the_summary_in_the_file(ba
     output = tmp_path / "results.jsonl"
     summary = await batchkit.arun(requests, output, base_url=base_url, progress="off")
     assert summary["status"] == "completed"
-    assert summary["requests"] == {"total": 50, "succeeded": 50, "failed": 0, "pending": 0, "truncated": 0}
+    assert summary["requests"] == {
+        "total": 50,
+        "succeeded": 50,
+        "failed": 0,
+        "pending": 0,
+        "truncated": 0,
+        "from_cache": 0,
+    }
     assert sorted(line["batchkit"]["index"] for line in lines(output)) == list(range(50))
     assert orjson.loads((tmp_path / "results.summary.json").read_bytes()) == summary
     assert (tmp_path / "results.report.html").read_text().startswith("<!")

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from batchkit.records import Usage
@@ -112,6 +112,10 @@ class PriceList:
             self._found[model] = self._look_up(model.strip().lower())
         return self._found[model]
 
+    def load(self) -> None:
+        """Read the list now, which takes a second, instead of at the first look."""
+        _ = self._list
+
     @cached_property
     def _list(self) -> DataSnapshot:
         from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - as above
@@ -122,9 +126,7 @@ class PriceList:
     def _provider(self) -> Provider | None:
         if not self._base_url:
             return None
-        return next(
-            (each for each in self._list.providers if re.match(each.api_pattern, self._base_url)), None
-        )
+        return _provider_at(self._base_url)
 
     def _look_up(self, name: str) -> Price | None:
         if self._provider is not None:
@@ -152,6 +154,14 @@ class PriceList:
         if found is None or not any(_is_spelling(name, span) for span in _spans(found.match, name)):
             return None
         return _price(found.id, provider.id, found.get_prices(self._at))
+
+
+@lru_cache(maxsize=8)
+def _provider_at(base_url: str) -> Provider | None:
+    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - as above
+
+    providers = get_snapshot().providers
+    return next((each for each in providers if re.match(each.api_pattern, base_url)), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,10 @@ __all__ = ["HEADER_BYTES", "EndpointAddress", "attempt_headers", "endpoint_addre
 HEADER_BYTES = 15 * 1024
 """Most bytes our headers may take: a gateway on Node answers 431 at 16 KB, the request line and Host included."""
 
+_NAMESPACE = "batchkit"
+_CACHES = re.compile(r'"cache"\s*:\s*\{')
+"""In a config that is spelled out; what a slug stands for only Portkey knows."""
+
 _SECRET_CHARS = 12
 """Shorter keys are placeholders such as EMPTY or none, and would be found in innocent text."""
 
@@ -95,7 +99,9 @@ def endpoint_address(
         "x-portkey-config": portkey_config,
         "x-portkey-provider": portkey_provider,
         "x-portkey-metadata": _metadata_header(metadata) if metadata else None,
-        "x-portkey-cache-namespace": cache_namespace,
+        # Without one the cache is split by all headers, and the trace id of each request would make it a miss.
+        "x-portkey-cache-namespace": cache_namespace
+        or (_NAMESPACE if cache_force_refresh or _CACHES.search(portkey_config or "") else None),
         # Its mere presence refreshes in the open-source gateway, so "false" is never said.
         "x-portkey-cache-force-refresh": "true" if cache_force_refresh else None,
     }

@@ -16,11 +16,12 @@ import select
 import socket
 import ssl
 import zlib
+from collections.abc import Callable
 from contextvars import ContextVar
 from enum import Enum
 from time import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -28,7 +29,7 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace as AiohttpTrace
 from yarl import URL
 
-from batchkit.formats.completions import read_answer, read_request_id
+from batchkit.formats.completions import read_answer, read_request_id, text_body
 from batchkit.formats.headers import EndpointAddress, attempt_headers
 from batchkit.records import Answer, Failure, FailureKind, Request, Trace
 
@@ -42,6 +43,9 @@ HEADER_FIELD_BYTES = 64 * 1024
 
 KEEPALIVE_S = 4.0
 """Idle connections are dropped this early because common gateways drop them at 5 or 6 s."""
+
+_CONNECT_S = 30.0
+"""A host that drops every packet says nothing for minutes; one that is there answers in a second."""
 
 _DNS_TTL_S = 60
 _LARGE_BODY_BYTES = 1024 * 1024
@@ -63,11 +67,14 @@ class Endpoint:
         self._url = URL(address.url)
         self._host = self._url.host or ""
         self._session: aiohttp.ClientSession | None = None
+        self.connected: Callable[[], None] = lambda: None
+        """Called when a connection has come about, long before anything is answered over it."""
 
     async def __aenter__(self) -> Self:
         self._deadlines = _Deadlines(asyncio.get_running_loop(), self._timeout)
         self._session = aiohttp.ClientSession(
             connector=_Connector(
+                connected=self._tell_connected,
                 limit=0,
                 keepalive_timeout=KEEPALIVE_S,
                 ttl_dns_cache=_DNS_TTL_S,
@@ -76,7 +83,7 @@ class Endpoint:
             ),
             headers=self._address.headers,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None),
+            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=_CONNECT_S, sock_read=None),
             trust_env=False,
             auto_decompress=False,
             max_line_size=HEADER_FIELD_BYTES,
@@ -91,6 +98,9 @@ class Endpoint:
             self._deadlines.close()
             await self._session.close()
             self._session = None
+
+    def _tell_connected(self) -> None:
+        self.connected()
 
     async def attempt(self, request: Request, trace: Trace) -> Answer:
         """One HTTP call for `request`. The answer is `Failure` for all that the network or the server does wrong."""
@@ -143,9 +153,12 @@ class Endpoint:
 
     async def _receive(self, response: aiohttp.ClientResponse) -> Answer:
         headers = response.headers
+        encoding = headers.get("Content-Encoding")
+        pieces: list[bytes] = []
         try:
-            body = await _read(response)
-            if encoding := headers.get("Content-Encoding"):
+            await _read(response, pieces)
+            body = b"".join(pieces)
+            if encoding:
                 body = _decompressed(body, encoding)
         except _TooLarge:
             return Failure(
@@ -170,16 +183,22 @@ class Endpoint:
                 FailureKind.CONNECTION_ERROR,
                 "answer_cut",
                 f"{self._host} broke off in the middle of its answer (HTTP {response.status})",
+                # What came of it was paid for.
+                status=response.status if pieces and not encoding else None,
                 request_id=read_request_id(headers),
+                body=text_body(self._redacted(b"".join(pieces))) if pieces and not encoding else None,
                 maybe_billed=True,
             )
         answer = read_answer(response.status, headers, body, time())
         if isinstance(answer, Failure) and any(secret in body for secret in self._address.secrets):
             # An error that repeats the key it refuses would carry it into the output.
-            for secret in self._address.secrets:
-                body = body.replace(secret, _KEY_SHOWN)
-            answer = read_answer(response.status, headers, body, time())
+            answer = read_answer(response.status, headers, self._redacted(body), time())
         return answer
+
+    def _redacted(self, body: bytes) -> bytes:
+        for secret in self._address.secrets:
+            body = body.replace(secret, _KEY_SHOWN)
+        return body
 
     def _overdue(self) -> Failure:
         if _stage.get() is _Stage.CONNECTING:
@@ -209,6 +228,12 @@ class Endpoint:
                     FailureKind.CONNECTION_ERROR,
                     "tls_failed",
                     f"no TLS connection to {self._host} came about",
+                )
+            case aiohttp.ConnectionTimeoutError():
+                return Failure(
+                    FailureKind.CONNECTION_ERROR,
+                    "connection_error",
+                    f"cannot connect to {self._host}: no answer within {_CONNECT_S:g} s",
                 )
             case aiohttp.ClientConnectorError():
                 reason = error.os_error.strerror or type(error.os_error).__name__
@@ -255,6 +280,10 @@ class _Connector(aiohttp.TCPConnector):
     to send again unasked would be to guess that nothing was billed.
     """
 
+    def __init__(self, *, connected: Callable[[], None], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._connected = connected
+
     async def connect(
         self,
         req: aiohttp.ClientRequest,
@@ -278,6 +307,7 @@ class _Connector(aiohttp.TCPConnector):
         if (closed := protocol.closed) is not None:
             closed.add_done_callback(_acknowledge)
         _stage.set(_Stage.CONNECTED)
+        self._connected()
         return protocol
 
 
@@ -364,14 +394,15 @@ class _UnknownEncoding(Exception):
     """The body is compressed in a way that was not asked for."""
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The body as it travels, in pieces up to the bound."""
+async def _read(response: aiohttp.ClientResponse, pieces: list[bytes]) -> None:
+    """The body as it travels, in `pieces` up to the bound; what came of one that is cut is in them too."""
     length = response.content_length
     if length is not None and length > BODY_BYTES:
         raise _TooLarge
     content = response.content
     if content.is_eof():
-        return await content.readany()
+        pieces.append(await content.readany())
+        return
 
     def give_up(_: object) -> None:
         if not content.is_eof() and content.exception() is None:
@@ -383,7 +414,6 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
         give_up(None)
     else:
         closed.add_done_callback(give_up)
-    pieces: list[bytes] = []
     size = 0
     try:
         while piece := await content.readany():
@@ -394,7 +424,6 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     finally:
         if closed is not None:
             closed.remove_done_callback(give_up)
-    return b"".join(pieces)
 
 
 def _closed(response: aiohttp.ClientResponse) -> asyncio.Future[None] | None:

@@ -34,7 +34,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """An attempt failed and will be repeated in `wait_s` seconds."""
+    """An attempt failed and will be repeated, in `wait_s` seconds at the earliest."""
 
     index: int
     attempt: int

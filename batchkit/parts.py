@@ -75,6 +75,7 @@ def build_delivery(
         jitter=random.random,
         emit=monitor.emit,
     )
+    endpoint.connected = delivery.connected
     return gate, delivery
 
 

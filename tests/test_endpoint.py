@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 import shutil
 import ssl
 import subprocess
@@ -327,10 +328,10 @@ def error(**fields: object) -> bytes:
         (http(200, b"", length=BODY_BYTES + 1), Kind.INVALID_RESPONSE, "response_too_large", 200),
         (http(200, GOOD, "x-huge: " + "h" * 70_000), Kind.INVALID_RESPONSE, "malformed_http", None),
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", Kind.INVALID_RESPONSE, "malformed_http", None),
-        (sending_then_closing(http(200, GOOD[:9], length=99)), Kind.CONNECTION_ERROR, "answer_cut", None),
-        (sending_then_closing(CHUNKED + b"ff\r\n{"), Kind.CONNECTION_ERROR, "answer_cut", None),
+        (sending_then_closing(http(200, GOOD[:9], length=99)), Kind.CONNECTION_ERROR, "answer_cut", 200),
+        (sending_then_closing(CHUNKED + b"ff\r\n{"), Kind.CONNECTION_ERROR, "answer_cut", 200),
         (CHUNKED + b"not hex\r\n", Kind.INVALID_RESPONSE, "malformed_http", None),
-        (breaking_a_chunk, Kind.CONNECTION_ERROR, "answer_cut", None),
+        (breaking_a_chunk, Kind.CONNECTION_ERROR, "answer_cut", 200),
         (sending_then_closing(b"HTTP/1.1 200 O"), Kind.CONNECTION_ERROR, "connection_error", None),
         (sending_then_closing(b""), Kind.CONNECTION_ERROR, "connection_error", None),
         (resetting, Kind.CONNECTION_ERROR, "connection_error", None),
@@ -341,8 +342,15 @@ async def test_what_is_no_completion_is_a_failure_that_says_why(sent, kind, code
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.code, answer.status) == (kind, code, status)
     assert answer.message
-    cut = status is None or code in ("broken_json", "unreadable_encoding", "response_too_large")
+    cut = status is None or code in ("answer_cut", "broken_json", "unreadable_encoding", "response_too_large")
     assert answer.maybe_billed == cut
+
+
+async def test_what_came_of_a_cut_answer_is_kept():
+    answer = await ask(sending_then_closing(http(200, b'{"choices": [{"mess', length=99)))
+    assert isinstance(answer, Failure)
+    assert answer.body is not None
+    assert (answer.code, json.loads(answer.body)) == ("answer_cut", '{"choices": [{"mess')
 
 
 @pytest.mark.parametrize(

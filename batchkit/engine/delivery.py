@@ -9,15 +9,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import tenacity
 
 from batchkit.engine.gate import Clock, Gate
 from batchkit.engine.stop import Stop
 from batchkit.errors import EndpointRefused
-from batchkit.events import AttemptFailed, Event
+from batchkit.events import AttemptFailed, Event, Notice
 from batchkit.records import Answer, Failure, Outcome, Reply, Request, Trace
-from batchkit.rules.retry import Decision, RetryAfter, RetryPolicy, StopRun, is_fault
+from batchkit.rules.outage import Outage
+from batchkit.rules.retry import (
+    Decision,
+    Remedy,
+    RetryAfter,
+    RetryPolicy,
+    StopRun,
+    is_fault,
+    never_reached,
+    remedy_of,
+)
+from batchkit.rules.retry_budget import RetryBudget
 from batchkit.rules.stopping import StopRule
 from batchkit.rules.tracing import Tracer
 
@@ -31,8 +43,14 @@ class _History:
     attempts: int = 0
     faults: int = 0
     latency_s: float = 0.0
+    maybe_billed: int = 0
+    gateway_retries: int = 0
     decision: Decision | None = None
     reasons: Counter[str] = field(default_factory=Counter)
+    retries_fault: bool = False
+    """Whether the next attempt, or the one under way, repeats one that failed by a fault, and is paid by the budget."""
+    probes: bool = False
+    """Whether the attempt under way finds out if an endpoint that was out of reach is back."""
 
 
 class Delivery:
@@ -47,6 +65,7 @@ class Delivery:
         *,
         gate: Gate,
         policy: RetryPolicy,
+        budget: RetryBudget,
         stop_rule: StopRule,
         tracer: Tracer,
         stop: Stop,
@@ -57,6 +76,11 @@ class Delivery:
         self._send = attempt
         self._gate = gate
         self._policy = policy
+        self._budget = budget
+        self._retries = gate.queue()
+        self._outage = Outage()
+        self._cut_off = gate.queue()
+        self._told_of_retries = False
         self._stop_rule = stop_rule
         self._tracer = tracer
         self._stop = stop
@@ -70,6 +94,10 @@ class Delivery:
     def proven(self) -> bool:
         """Whether the endpoint has given a usable completion in this run."""
         return self._stop_rule.proven
+
+    def connected(self) -> None:
+        """A connection to the endpoint came about: nobody needs to wait for an answer over it to know that it is back."""
+        self._reached(self._clock.now(), probe=True)
 
     async def deliver(self, request: Request) -> Outcome | None:
         """The request's outcome; None when the run stops before there is one, and the request stays open."""
@@ -91,6 +119,8 @@ class Delivery:
             round(self._clock.time(), 6),
             history.reasons,
             request.input_crc32,
+            history.maybe_billed,
+            history.gateway_retries,
         )
 
     async def _try_again(
@@ -121,6 +151,8 @@ class Delivery:
         if verdict is not None:
             self._end_run(verdict)
             return None
+        if (history.retries_fault or self._outage.since is not None) and not await self._turn(history):
+            return None
         reserved = await self._gate.admit(request)
         if reserved is None or self._stop.cause is not None:
             return None
@@ -134,16 +166,72 @@ class Delivery:
             self.in_flight -= 1
         now = self._clock.now()
         history.latency_s = now - started
+        history.gateway_retries += abs(answer.gateway_retries)
         self._gate.settle(request, answer, reserved)
-        verdict = self._stop_rule.judge(request, answer, now)
+        verdict = self._stop_rule.judge(request, answer, now) or self._learn(history, answer, now)
         if isinstance(answer, Reply):
             return answer
+        history.maybe_billed += answer.maybe_billed
         if verdict is not None:
             self._end_run(verdict)
             return None
-        return self._decide(request, history, answer)
+        return self._decide(request, history, answer, now)
 
-    def _decide(self, request: Request, history: _History, failure: Failure) -> Failure | None:
+    async def _turn(self, history: _History) -> bool:
+        """Wait for it: a retry in the budget's queue, everyone while the endpoint is out of reach. False if the run stops."""
+        if history.retries_fault and not await self._retries.wait(
+            lambda: self._budget.ask(self._clock.now())
+        ):
+            return False
+        if self._outage.since is not None:
+            if not await self._cut_off.wait(lambda: self._outage.ask(self._clock.now())):
+                return False
+            history.probes = self._outage.since is not None
+        return True
+
+    def _learn(self, history: _History, answer: Answer, now: float) -> StopRun | None:
+        """What the answer says of the network and of the server. Whether the run ends with it."""
+        probe, history.probes = history.probes, False
+        paid, history.retries_fault = history.retries_fault, False
+        since = self._outage.since
+        if isinstance(answer, Failure) and never_reached(answer):
+            if self._outage.missed(now, self._jitter(), probe=probe) and since is not None:
+                at = datetime.fromtimestamp(self._clock.time() - (now - since), UTC)
+                self._emit(
+                    Notice(
+                        f"the endpoint cannot be reached since {at:%H:%M:%S} UTC; the run waits, and probes: {answer.message}"
+                    )
+                )
+            if probe:
+                self._cut_off.stirred()
+        else:
+            self._reached(now, probe=probe)
+        verdict = None
+        if paid:
+            self._budget.ended()
+        if isinstance(answer, Reply) or remedy_of(answer) is Remedy.FAIL:
+            self._budget.answered()
+        elif is_fault(answer):
+            history.retries_fault = True
+            verdict = self._budget.failed(answer, now, self._jitter())
+            if self._budget.waiting_it_out and not self._told_of_retries:
+                self._told_of_retries = True
+                self._emit(
+                    Notice(
+                        "most attempts fail: new requests go on, but retries are few and far between until the server "
+                        f"answers again: {answer.message}"
+                    )
+                )
+        self._retries.stirred()
+        return verdict
+
+    def _reached(self, now: float, *, probe: bool) -> None:
+        since = self._outage.since
+        if self._outage.reached(probe=probe) and since is not None:
+            self._cut_off.stirred()
+            self._emit(Notice(f"the endpoint is reached again, after {now - since:.0f} s"))
+
+    def _decide(self, request: Request, history: _History, failure: Failure, now: float) -> Failure | None:
         history.faults += is_fault(failure)
         decision = self._policy.decide(
             failure,
@@ -155,6 +243,9 @@ class Delivery:
         if isinstance(decision, RetryAfter):
             if self._stop.cause is not None:
                 return None
+            if self._outage.since is not None and never_reached(failure):
+                # All wait for the same thing, so nobody waits longer for having tried more often.
+                decision = RetryAfter(self._outage.next_probe_in(now))
             history.reasons[failure.kind.value] += 1
             self._emit(AttemptFailed(request.index, history.attempts, failure, decision.seconds))
         history.decision = decision

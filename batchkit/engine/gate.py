@@ -7,7 +7,7 @@ is not overtaken for ever by small ones. While the pacer lets everything pass, n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import anyio
@@ -17,7 +17,7 @@ from batchkit.engine.stop import Stop
 from batchkit.records import Answer, Failure, FailureKind, Request
 from batchkit.rules.pacing import Pacer, Reservation, TokenForecast
 
-__all__ = ["Clock", "Gate", "SystemClock"]
+__all__ = ["Clock", "Gate", "Queue", "SystemClock"]
 
 _LONGEST_NAP_S = 1.0
 _SHORTEST_NAP_S = 0.001
@@ -118,3 +118,36 @@ class Gate:
             finally:
                 self._stop.forget(scope)
         return self._stop.cause is None
+
+    def queue(self) -> Queue:
+        """A queue beside the gate, for those who may not come before it yet."""
+        return Queue(self.sleep)
+
+
+class Queue:
+    """Requests that wait one behind the other for a turn that a rule gives out.
+
+    Whoever stands at the front asks, and asks again after the seconds it is told, or when the queue is `stirred`.
+    """
+
+    def __init__(self, sleep: Callable[[float], Awaitable[bool]]) -> None:
+        self._sleep = sleep
+        self._turn = anyio.Lock()
+        self._nap: anyio.CancelScope | None = None
+
+    async def wait(self, ask: Callable[[], float]) -> bool:
+        """Wait until `ask` says 0.0, which is the turn and is not asked for twice; False when the run stops first."""
+        async with self._turn:
+            while (seconds := ask()) > 0.0:
+                awake = True
+                with anyio.CancelScope() as self._nap:
+                    awake = await self._sleep(max(_SHORTEST_NAP_S, min(seconds, _LONGEST_NAP_S)))
+                self._nap = None
+                if not awake:
+                    return False
+        return True
+
+    def stirred(self) -> None:
+        """Something happened that the one at the front may have waited for."""
+        if self._nap is not None:
+            self._nap.cancel()

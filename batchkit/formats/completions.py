@@ -21,7 +21,7 @@ import orjson
 
 from batchkit.records import Answer, Failure, FailureKind, Reply, Usage
 
-__all__ = ["RETRY_AFTER_CAP_S", "read_answer", "read_request_id"]
+__all__ = ["RETRY_AFTER_CAP_S", "read_answer", "read_request_id", "text_body"]
 
 RETRY_AFTER_CAP_S = 300.0
 """Longest wait a server is granted; what asks for more reads as exactly this."""
@@ -304,16 +304,20 @@ def _read_failure(
             or _is_lost_behind_gateway(headers, document)
         )
         message = said.message or _describe(status, headers, body, is_json=is_json)
+    asked_s = _read_retry_after(headers, now)
+    message = message[:_MESSAGE_CHARS]
+    if asked_s is not None and asked_s > RETRY_AFTER_CAP_S:
+        message += f" (it asks for a wait of {asked_s:.0f} s, and gets {RETRY_AFTER_CAP_S:.0f} s)"
     return Failure(
         kind,
         (code or kind.value)[:_WORD_CHARS],
-        message[:_MESSAGE_CHARS],
+        message,
         status=status,
         request_id=read_request_id(headers),
-        body=body if is_json else _as_json_string(body),
+        body=body if is_json else text_body(body),
         model=model if type(model) is str else "",
         usage=_read_usage(document.get("usage")) if type(document) is dict else None,
-        retry_after=_read_retry_after(headers, now),
+        retry_after=None if asked_s is None else min(asked_s, RETRY_AFTER_CAP_S),
         should_retry=_SHOULD_RETRY.get(headers.get("x-should-retry", "").lower()),
         maybe_billed=maybe_billed,
         gateway_retries=_read_gateway_retries(headers),
@@ -436,7 +440,8 @@ def _plain_text(body: bytes) -> str:
     return "" if body.lstrip()[:1] in (b"", b"<") else _excerpt(body)
 
 
-def _as_json_string(body: bytes) -> bytes:
+def text_body(body: bytes) -> bytes:
+    """What is kept of a body that is no JSON: the JSON string of its first 64 K characters."""
     text = body[: 4 * _TEXT_CHARS].decode("utf-8", "replace")
     if len(body) > _TEXT_CHARS and (len(text) > _TEXT_CHARS or len(body) > 4 * _TEXT_CHARS):
         text = f"{text[:_TEXT_CHARS]}… [cut here; {len(body)} bytes in all]"
@@ -444,10 +449,10 @@ def _as_json_string(body: bytes) -> bytes:
 
 
 def _read_retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """The wait that was asked for, in seconds from 0 to the cap; None if there is none that makes sense."""
+    """The wait that was asked for, in seconds from 0 on; None if there is none that makes sense."""
     milliseconds = _number(headers.get("retry-after-ms", ""))
     if milliseconds is not None:
-        return _bounded(milliseconds / 1000)
+        return max(milliseconds / 1000, 0.0)
     text = headers.get("retry-after", "")[:_WORD_CHARS].strip()
     if not text:
         return None
@@ -459,7 +464,7 @@ def _read_retry_after(headers: Mapping[str, str], now: float) -> float | None:
         except (ValueError, TypeError, OverflowError, IndexError):
             # A gateway joins a header that came twice: "5, 5".
             seconds = _number(text.partition(",")[0])
-    return None if seconds is None else _bounded(seconds)
+    return None if seconds is None else max(seconds, 0.0)
 
 
 def _number(text: str) -> float | None:
@@ -468,7 +473,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return None if math.isnan(number) else number
-
-
-def _bounded(seconds: float) -> float:
-    return min(max(seconds, 0.0), RETRY_AFTER_CAP_S)

@@ -81,6 +81,10 @@ _REMEDIES = {
 _MOST_RETRIES = {FailureKind.INVALID_RESPONSE: 2, FailureKind.NOT_AN_API: 3}
 """Answers that came, and were paid for, but say nothing: asking more often bills more often."""
 
+_SPENT_BY_GATEWAY = -1
+_BEHIND_GATEWAY = 2
+"""Attempts at what a gateway has tried as often as it was told to: each of ours is six of its own."""
+
 
 def remedy_of(failure: Failure) -> Remedy:
     """The remedy for a failure; the server's own `x-should-retry` is believed over our table, except about rates."""
@@ -131,9 +135,10 @@ class RetryPolicy:
         remedy = remedy_of(failure)
         if remedy is Remedy.FAIL:
             return GiveUp()
-        if remedy is Remedy.AGAIN and (
-            faults >= self.max_attempts or same > _MOST_RETRIES.get(failure.kind, same)
-        ):
+        most = self.max_attempts
+        if failure.gateway_retries == _SPENT_BY_GATEWAY:
+            most = min(most, _BEHIND_GATEWAY)
+        if remedy is Remedy.AGAIN and (faults >= most or same > _MOST_RETRIES.get(failure.kind, same)):
             return GiveUp()
         backoff = jitter * min(_CAP_S, _BASE_S * 2.0 ** min(attempt, 20))
         if not failure.retry_after:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from batchkit.events import AttemptFailed, Event
 from batchkit.records import Failure, FailureKind, PortkeyFields, Reply, Request
 from batchkit.rules.pacing import Pacer
 from batchkit.rules.retry import RetryPolicy
+from batchkit.rules.retry_budget import RetryBudget
 from batchkit.rules.stopping import StopRule
 from batchkit.rules.tracing import Tracer, derive_trace_id
 from batchkit.testing import ManualClock, ScriptedEndpoint, failure, reply
@@ -27,11 +29,13 @@ class Scene:
         self.stop = Stop()
         self.events: list[Event] = []
         self.pacer = Pacer()
+        self.budget = RetryBudget(workers=256)
         self.endpoint = ScriptedEndpoint(script, clock=self.clock, latency_s=latency_s)
         self.delivery = Delivery(
             self.endpoint.attempt,
             gate=Gate(self.pacer, self.clock, self.stop),
             policy=RetryPolicy(),
+            budget=self.budget,
             stop_rule=StopRule("m"),
             tracer=Tracer("job", 7),
             stop=self.stop,
@@ -82,14 +86,14 @@ async def test_after_max_attempts_the_last_failure_is_the_outcome():
 
 
 async def test_a_network_that_is_gone_for_ten_minutes_costs_no_attempt():
-    gone = [failure("connection_error")] * 15
+    gone = [failure("connection_error")] * 30
     scene = Scene({"a": [reply()], "b": [*gone, failure("server_error"), reply()]}, jitter=0.99)
     await scene.delivery.deliver(ask("a"))
     outcome = await scene.delivery.deliver(ask("b", 1))
     assert scene.clock.now() > 600
     assert outcome is not None
     assert outcome.succeeded
-    assert dict(outcome.retries) == {"connection_error": 15, "server_error": 1}
+    assert dict(outcome.retries) == {"connection_error": 30, "server_error": 1}
 
 
 async def test_a_failure_for_good_is_not_tried_again():
@@ -107,6 +111,30 @@ async def test_being_rate_limited_a_hundred_times_costs_no_attempt():
     assert outcome is not None
     assert outcome.succeeded
     assert (outcome.attempts, dict(outcome.retries)) == (101, {"rate_limited": 100})
+
+
+async def test_being_rate_limited_is_not_paid_by_the_budget_of_retries_and_a_fault_is():
+    scene = Scene({"a": [*[failure("rate_limited")] * 20, failure("server_error"), reply()]})
+    before = scene.budget._left
+    await scene.delivery.deliver(ask())
+    # The price of one, and what the answer earned.
+    assert before - scene.budget._left == 10 - 1
+
+
+async def test_what_a_gateway_tried_as_often_as_it_was_told_to_is_tried_once_more():
+    spent = replace(failure("server_error", status=502), gateway_retries=-1)
+    scene = Scene({"a": [spent]})
+    outcome = await scene.delivery.deliver(ask())
+    assert outcome is not None
+    assert (outcome.attempts, outcome.gateway_retries) == (2, 2)
+
+
+async def test_an_outcome_tells_how_many_attempts_may_have_been_billed_and_what_a_gateway_added():
+    lost = replace(failure("timeout"), maybe_billed=True)
+    scene = Scene({"a": [lost, lost, failure("server_error"), replace(reply(), gateway_retries=3)]})
+    outcome = await scene.delivery.deliver(ask())
+    assert outcome is not None
+    assert (outcome.maybe_billed, outcome.gateway_retries) == (2, 3)
 
 
 async def test_retry_after_is_obeyed():

@@ -433,6 +433,11 @@ def test_the_wait_asked_for_is_read_and_bounded(headers, seconds):
     assert failure(429, **headers).retry_after == seconds
 
 
+def test_a_wait_that_is_cut_is_said():
+    assert "asks for a wait of 86400 s, and gets 300 s" in failure(429, **{"retry-after": "86400"}).message
+    assert "wait" not in failure(429, **{"retry-after": "300"}).message
+
+
 @given(st.text(max_size=50), st.text(max_size=50))
 def test_no_retry_after_can_break_the_reading(milliseconds, text):
     wait = failure(429, retry_after_ms=milliseconds, retry_after=text).retry_after

@@ -112,6 +112,21 @@ def test_an_answer_that_says_nothing_is_asked_again_only_so_often(kind, most):
     assert decide(kind, same=most + 1, faults=most + 1, policy=policy) == GiveUp()
 
 
+@pytest.mark.parametrize("kind", [Kind.SERVER_ERROR, Kind.TIMEOUT, Kind.INVALID_RESPONSE])
+def test_what_a_gateway_has_spent_its_own_retries_on_is_asked_twice_at_most(kind):
+    assert isinstance(decide(kind, gateway_retries=-1), RetryAfter)
+    assert decide(kind, attempt=2, faults=2, same=2, gateway_retries=-1) == GiveUp()
+    assert decide(kind, gateway_retries=-1, policy=RetryPolicy(1)) == GiveUp()
+
+
+def test_a_gateway_that_worked_it_out_by_retries_is_asked_as_often_as_any():
+    assert isinstance(decide(Kind.SERVER_ERROR, attempt=5, faults=5, same=5, gateway_retries=3), RetryAfter)
+
+
+def test_a_rate_limit_that_a_gateway_could_not_wait_out_is_waited_out():
+    assert isinstance(decide(Kind.RATE_LIMITED, attempt=9, faults=5, same=9, gateway_retries=-1), RetryAfter)
+
+
 def test_other_faults_before_do_not_shorten_that():
     assert isinstance(decide(Kind.INVALID_RESPONSE, attempt=5, faults=5, same=2), RetryAfter)
 

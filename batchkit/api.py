@@ -56,7 +56,8 @@ async def arun(
         os.fspath(input),
         JobPaths.of(output).results,
         chosen,
-        Credentials.read(os.environ),
+        # A simulated run takes no key, so it needs none that is right.
+        Credentials() if chosen.simulate else Credentials.read(os.environ),
         stop=Stop(),
         observers=() if progress is None else (progress,),
     )

@@ -16,8 +16,9 @@ import select
 import socket
 import ssl
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import replace
 from enum import Enum
 from time import time
 from types import TracebackType
@@ -152,8 +153,8 @@ class Endpoint:
             response.release()
 
     async def _receive(self, response: aiohttp.ClientResponse) -> Answer:
-        headers = response.headers
-        encoding = headers.get("Content-Encoding")
+        headers = self._headers(response)
+        encoding = response.headers.get("Content-Encoding")
         pieces: list[bytes] = []
         try:
             await _read(response, pieces)
@@ -189,16 +190,35 @@ class Endpoint:
                 body=text_body(self._redacted(b"".join(pieces))) if pieces and not encoding else None,
                 maybe_billed=True,
             )
-        answer = read_answer(response.status, headers, body, time())
-        if isinstance(answer, Failure) and any(secret in body for secret in self._address.secrets):
-            # An error that repeats the key it refuses would carry it into the output.
-            answer = read_answer(response.status, headers, self._redacted(body), time())
+        answer = read_answer(response.status, headers, self._redacted(body), time())
+        if isinstance(answer, Failure):
+            # A key may have been spelled with escapes until the words were read.
+            code, message = (
+                self._redacted(text.encode(errors="replace")).decode()
+                for text in (answer.code, answer.message)
+            )
+            if (code, message) != (answer.code, answer.message):
+                answer = replace(answer, code=code, message=message)
         return answer
 
-    def _redacted(self, body: bytes) -> bytes:
+    def _headers(self, response: aiohttp.ClientResponse) -> Mapping[str, str]:
+        """Those of the answer, without our keys where it repeats them."""
+        said = b"\n".join([value for _, value in response.raw_headers])
+        if not any(secret in said for secret in self._address.secrets):
+            return response.headers
+        return {
+            # The first of several counts, as in what aiohttp makes of them.
+            name.lower().decode(errors="surrogateescape"): self._redacted(value).decode(
+                errors="surrogateescape"
+            )
+            for name, value in reversed(response.raw_headers)
+        }
+
+    def _redacted(self, said: bytes) -> bytes:
+        """What an answer says, with `[key]` where it repeats a key of ours: it goes into files that others read."""
         for secret in self._address.secrets:
-            body = body.replace(secret, _KEY_SHOWN)
-        return body
+            said = said.replace(secret, _KEY_SHOWN)
+        return said
 
     def _overdue(self) -> Failure:
         if _stage.get() is _Stage.CONNECTING:

@@ -325,7 +325,7 @@ class JobRun:
         self._store.append(OutputLine(outcome, self._job_id, header))
 
     def _parse(self, line: Line) -> Request | BadLine:
-        return parse_line(line, self._header.defaults)
+        return parse_line(line, self._header.defaults, self._address)
 
     def _tell_stop(self, cause: BatchkitError) -> None:
         self._monitor.emit(RunStopping(str(cause)))

@@ -20,7 +20,7 @@ from batchkit.rules.retry import RetryPolicy
 from batchkit.rules.retry_budget import RetryBudget
 from batchkit.rules.stopping import StopRule
 from batchkit.rules.tracing import Tracer
-from batchkit.settings import Credentials, Settings, choose_base_url
+from batchkit.settings import Credentials, Settings, choose_base_url, keys_within
 from batchkit.simulator.process import EmbeddedSimulator
 from batchkit.version import __version__
 
@@ -48,6 +48,7 @@ async def open_address(
         portkey_metadata=settings.portkey_metadata,
         cache_namespace=settings.cache_namespace,
         cache_force_refresh=settings.cache_force_refresh,
+        config_keys=keys_within(settings.portkey_config),
     )
 
 

@@ -87,14 +87,16 @@ async def stream(
 
     async def work() -> None:
         async with AsyncExitStack() as parts:
-            address = await open_address(parts, chosen, Credentials.read(os.environ))
+            # A simulated run takes no key, so it needs none that is right.
+            credentials = Credentials() if chosen.simulate else Credentials.read(os.environ)
+            address = await open_address(parts, chosen, credentials)
             endpoint = await parts.enter_async_context(Endpoint(address, timeout=chosen.timeout))
             job_id = chosen.job_id or new_job_id(time.time())
             concurrency = affordable(chosen.concurrency, monitor)
             gate, delivery = build_delivery(endpoint, chosen, job_id, stop, clock, monitor)
             pipeline = Pipeline(
                 _batches(requests),
-                parse=lambda item: parse_record(item.record, item.index, chosen.defaults),
+                parse=lambda item: parse_record(item.record, item.index, chosen.defaults, address=address),
                 is_done=lambda _: False,
                 deliver=delivery.deliver,
                 proven=lambda: delivery.proven,

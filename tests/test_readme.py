@@ -124,16 +124,9 @@ def test_the_defaults_that_are_told_are_those_of_the_program():
         assert re.search(rf"^\| `{flag} \S+ \| {default} \|", REFERENCE, re.MULTILINE)
 
 
-def test_each_code_reason_and_fault_is_told():
-    codes = set(FailureKind)
-    for name in ("endpoint.py", "formats/completions.py", "formats/requests.py"):
-        source = (ROOT / "batchkit" / name).read_text(encoding="utf-8")
-        codes |= set(re.findall(r'FailureKind\.[A-Z_]+,\s*"([a-z_]+)"(?!:)', source))
-        codes |= set(re.findall(r'CODE = "([a-z_]+)"', source))
-        codes |= set(re.findall(r'return kind, "([a-z_]+)"', source))
-    assert len(codes) > len(FailureKind) + 10
-    for code in codes | set(FaultKind):
-        assert f"`{code}`" in REFERENCE, code
+def test_each_reason_and_fault_is_told():
+    for word in {*FailureKind, *FaultKind}:
+        assert f"`{word}`" in REFERENCE, word
 
 
 def test_the_example_of_a_settings_file_is_one(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from batchkit.errors import UsageError
-from batchkit.settings import Settings
+from batchkit.settings import Settings, keys_within
 
 __all__ = ["add_run_flags", "settings_from"]
 
@@ -178,9 +178,14 @@ def _lay_over(values: dict[str, Any], above: Mapping[str, Any]) -> None:
 def _check(name: str, value: Any, source: str) -> None:
     """Have a value checked by itself, while it is known where it came from."""
     try:
-        Settings.of({name: value})
+        alone = Settings.of({name: value})
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
+    if not source.startswith(_ENVIRONMENT_PREFIX) and keys_within(alone.portkey_config):
+        raise UsageError(
+            f"{source}: the Portkey config holds keys, which others can read there: name a config by its id, or give it in "
+            f"{_ENVIRONMENT_PREFIX}PORTKEY_CONFIG"
+        )
 
 
 def _read(flag: _Flag, text: str, source: str) -> Any:

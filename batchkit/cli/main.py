@@ -9,10 +9,12 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from batchkit.cli.redaction import keys_hidden
 from batchkit.errors import BatchkitError, Interrupted
 from batchkit.version import __version__
 
@@ -26,32 +28,60 @@ exit codes: 0 every request has its result; 1 finished, with failures; 2 wrong u
 sent; 3 stopped early, nothing lost, the same command goes on; 4 the job's files are locked, damaged or belong to another
 input; 130, 143 stopped by a signal after draining, the same command goes on.
 
-Keys come from the environment: PORTKEY_API_KEY (with PORTKEY_VIRTUAL_KEY), or OPENAI_API_KEY.
+Keys come from the environment: PORTKEY_API_KEY (with PORTKEY_VIRTUAL_KEY), or OPENAI_API_KEY; or from a file of mode 0600
+that PORTKEY_API_KEY_FILE, PORTKEY_VIRTUAL_KEY_FILE or OPENAI_API_KEY_FILE names.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; `argv` without the program's name, by default what was typed. Returns the exit code."""
     _open_standard_streams()
-    try:
-        args = _parser().parse_args(argv)
-        return _run_command(args)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            _flush(stream)
+    with keys_hidden(os.environ):
+        try:
+            parser = _parser()
+            args, unknown = parser.parse_known_args(argv)
+            if unknown:
+                parser.error(f"unrecognized arguments: {_without_values(unknown)}")
+            return _run_command(args)
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except Exception:  # noqa: BLE001 - it ends the program as it would, but is printed where keys are hidden
+            with suppress(OSError):
+                traceback.print_exc()
+            return 1
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                _flush(stream)
+
+
+def _without_values(words: Sequence[str]) -> str:
+    """Words that no flag is called, without what may have been meant as their values: it may be a key."""
+    shown = []
+    after_flag = False
+    for word in words:
+        is_flag = word.startswith("-")
+        if word.startswith("--"):
+            shown.append(word.partition("=")[0])
+        elif is_flag:
+            shown.append(word[:2])
+        elif not after_flag:
+            shown.append(word)
+        after_flag = is_flag
+    return " ".join(shown)
 
 
 def _run_command(args: argparse.Namespace) -> int:
     try:
         code: int = args.command(args)
     except BatchkitError as error:
+        from batchkit.formats.summary import printable  # noqa: PLC0415
+
         if error.summary is not None:
             _print_summary(error.summary, as_json=args.json)
         elif args.json:
             _print_json({"error": {"code": type(error).__name__, "message": str(error)}})
-        _say(f"batchkit: {error}", sys.stderr)
+        # An endpoint's own words may stand in it, and those may be meant for the terminal.
+        _say(f"batchkit: {printable(str(error))}", sys.stderr)
         return error.exit_code
     return code
 
@@ -156,6 +186,8 @@ def _run(args: argparse.Namespace) -> int:
     from batchkit.settings import Credentials  # noqa: PLC0415
 
     settings = settings_from(args, os.environ)
+    # A simulated run takes no key, so it needs none that is right.
+    credentials = Credentials() if settings.simulate else Credentials.read(os.environ)
     observer = choose(settings.progress, sys.stderr)
 
     async def work() -> dict[str, Any]:
@@ -165,7 +197,7 @@ def _run(args: argparse.Namespace) -> int:
                 args.input,
                 JobPaths.of(args.output).results,
                 settings,
-                Credentials.read(os.environ),
+                credentials,
                 stop=stop,
                 observers=() if observer is None else (observer,),
             )

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from batchkit.errors import UsageError
 from batchkit.records import METADATA_VALUE_CHARS, PortkeyFields, Trace
 
-__all__ = ["HEADER_BYTES", "EndpointAddress", "attempt_headers", "endpoint_address"]
+__all__ = ["HEADER_BYTES", "SHORTEST_KEY", "EndpointAddress", "attempt_headers", "endpoint_address"]
 
 HEADER_BYTES = 15 * 1024
 """Most bytes our headers may take: a gateway on Node answers 431 at 16 KB, the request line and Host included."""
@@ -27,7 +27,7 @@ _NAMESPACE = "batchkit"
 _CACHES = re.compile(r'"cache"\s*:\s*\{')
 """In a config that is spelled out; what a slug stands for only Portkey knows."""
 
-_SECRET_CHARS = 12
+SHORTEST_KEY = 12
 """Shorter keys are placeholders such as EMPTY or none, and would be found in innocent text."""
 
 
@@ -35,9 +35,10 @@ _SECRET_CHARS = 12
 class EndpointAddress:
     """Where a run sends its requests, and as whom.
 
-    `headers` go with every request and hold the keys; `secrets` are those keys once more, so that they can be taken out
-    of an answer that repeats them. Neither shows in the repr. `metadata` are the run's own Portkey metadata, already in
-    `headers`, under those of a record. `portkey` tells which trace headers are understood.
+    `headers` go with every request and hold the keys; `secrets` are those keys once more, also as JSON spells them and the
+    longest first, so that they can be taken out of an answer that repeats them. Neither shows in the repr. `metadata` are
+    the run's own Portkey metadata, already in `headers`, under those of a record. `portkey` tells which trace headers are
+    understood.
     """
 
     base_url: str
@@ -65,8 +66,9 @@ def endpoint_address(
     portkey_metadata: Mapping[str, str] | None = None,
     cache_namespace: str | None = None,
     cache_force_refresh: bool = False,
+    config_keys: Iterable[str] = (),
 ) -> EndpointAddress:
-    """The address of a run; `timeout` is an attempt's, in seconds, `version` ours.
+    """The address of a run; `timeout` is an attempt's, in seconds, `version` ours, `config_keys` what `portkey_config` holds.
 
     An endpoint is Portkey's when a Portkey key, config or provider is given. The OpenAI key goes to it only where a
     provider is named, for then it is that provider's key; without one it is not Portkey's to see. What the run asks of
@@ -115,9 +117,18 @@ def endpoint_address(
         raise UsageError(
             f"the headers of every request take {size} bytes; at most {HEADER_BYTES} get through"
         )
-    keys = (openai_api_key, portkey_api_key, portkey_virtual_key)
-    secrets = tuple(key.encode() for key in keys if key is not None and len(key) >= _SECRET_CHARS)
+    keys = (openai_api_key, portkey_api_key, portkey_virtual_key, *config_keys)
+    secrets = _spellings(key for key in keys if key is not None and len(key) >= SHORTEST_KEY)
     return EndpointAddress(base_url.rstrip("/"), portkey, headers, metadata, secrets)
+
+
+def _spellings(keys: Iterable[str]) -> tuple[bytes, ...]:
+    """The keys as they are and as a server's JSON may spell them, the longest first: one may begin another."""
+    found = set()
+    for key in keys:
+        escaped = json.dumps(key)[1:-1]
+        found |= {key, escaped, escaped.replace("/", "\\/")}
+    return tuple(sorted((each.encode() for each in found), key=len, reverse=True))
 
 
 def attempt_headers(address: EndpointAddress, portkey: PortkeyFields | None, trace: Trace) -> dict[str, str]:

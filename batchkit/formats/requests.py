@@ -16,28 +16,48 @@ from zlib import crc32
 
 import orjson
 
-from batchkit.records import BadLine, Line, PortkeyFields, Request
+from batchkit.formats.headers import EndpointAddress, attempt_headers
+from batchkit.records import METADATA_VALUE_CHARS, BadLine, Line, PortkeyFields, Request, Trace
 
-__all__ = ["BAD_LINE_CODE", "MAX_LINE_BYTES", "METADATA_VALUE_CHARS", "parse_line", "parse_record"]
+__all__ = [
+    "BAD_LINE_CODE",
+    "HEADER_TEXT_CHARS",
+    "MAX_LINE_BYTES",
+    "is_header_text",
+    "parse_line",
+    "parse_record",
+]
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
-METADATA_VALUE_CHARS = 128
-"""Portkey's bound on a metadata value (https://portkey.ai/docs/product/observability/metadata)."""
 BAD_LINE_CODE = "invalid_request_line"
+HEADER_TEXT_CHARS = 512
+"""Longest text that a record, or a run, gives to one header."""
 
 _PATHS = frozenset({"/v1/chat/completions", "/chat/completions"})
-_HEADER_CHARS = 512
 _HEADER_SAFE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _PORTKEY_STRINGS = ("trace_id", "span_id", "parent_span_id", "span_name", "cache_namespace")
 _PORTKEY_FIELDS = frozenset({*_PORTKEY_STRINGS, "metadata", "cache_force_refresh"})
+_ANY_GATEWAY = EndpointAddress("", portkey=True)
+"""Stands for the endpoint while it is not known: whatever else it is sent, a record's own headers must get through."""
 
 
 class _Bad(Exception):
     pass
 
 
-def parse_line(line: Line, defaults: Mapping[str, Any]) -> Request | BadLine:
-    """Read one input line; `defaults` are body fields to fill in where the record has none."""
+def is_header_text(text: str) -> bool:
+    """Whether a header carries it as it is, through every server in between: printable ASCII, no space at its ends."""
+    return len(text) <= HEADER_TEXT_CHARS and _HEADER_SAFE.fullmatch(text) is not None
+
+
+def parse_line(
+    line: Line, defaults: Mapping[str, Any], address: EndpointAddress = _ANY_GATEWAY
+) -> Request | BadLine:
+    """Read one input line; `defaults` are body fields to fill in where the record has none.
+
+    `address` is where it is to be sent, whose headers and the record's must get through together; without one the record's
+    are looked at alone.
+    """
     if line.raw is None:
         return BadLine(
             line.index,
@@ -50,11 +70,15 @@ def parse_line(line: Line, defaults: Mapping[str, Any]) -> Request | BadLine:
         record = orjson.loads(line.raw)
     except orjson.JSONDecodeError as error:
         return BadLine(line.index, _line_id(line.index), BAD_LINE_CODE, f"not valid JSON: {error}", checksum)
-    return parse_record(record, line.index, defaults, checksum)
+    return parse_record(record, line.index, defaults, checksum, address)
 
 
 def parse_record(
-    record: Any, index: int, defaults: Mapping[str, Any], input_crc32: int = 0
+    record: Any,
+    index: int,
+    defaults: Mapping[str, Any],
+    input_crc32: int = 0,
+    address: EndpointAddress = _ANY_GATEWAY,
 ) -> Request | BadLine:
     """Read one record, as decoded from JSON or as a Python caller gives it."""
     custom_id = _line_id(index)
@@ -80,7 +104,7 @@ def parse_record(
             body.get("model"),
             _token_limit(body),
             input_crc32,
-            None if portkey is None else _portkey_fields(portkey),
+            None if portkey is None else _portkey_fields(portkey, address),
         )
     except _Bad as bad:
         return BadLine(index, custom_id, BAD_LINE_CODE, str(bad), input_crc32)
@@ -131,7 +155,7 @@ def _token_limit(body: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _portkey_fields(fields: Any) -> PortkeyFields:
+def _portkey_fields(fields: Any, address: EndpointAddress) -> PortkeyFields:
     if not isinstance(fields, Mapping):
         raise _Bad(f"portkey is a JSON object, not {_json_type(fields)}")
     unknown = sorted(str(name) for name in fields if name not in _PORTKEY_FIELDS)
@@ -142,17 +166,29 @@ def _portkey_fields(fields: Any) -> PortkeyFields:
         value = fields.get(name)
         if value is None:
             continue
-        if not isinstance(value, str) or len(value) > _HEADER_CHARS or not _HEADER_SAFE.fullmatch(value):
+        if not isinstance(value, str) or not is_header_text(value):
             raise _Bad(
-                f"portkey.{name} travels in a header: a string of 1 to {_HEADER_CHARS} printable ASCII characters"
+                f"portkey.{name} travels in a header: a string of 1 to {HEADER_TEXT_CHARS} printable ASCII characters"
             )
         strings[name] = value
     refresh = fields.get("cache_force_refresh")
     if refresh is not None and not isinstance(refresh, bool):
         raise _Bad(f"portkey.cache_force_refresh is true or false, not {_json_type(refresh)}")
-    return PortkeyFields(
+    read = PortkeyFields(
         **strings, metadata=_metadata(fields.get("metadata")), cache_force_refresh=bool(refresh)
     )
+    span_id, parent_span_id = read.span_id or "", read.parent_span_id or ""
+    # The attempts' ids are not made yet; a retry's span is a child of the record's own.
+    longest = Trace(
+        read.trace_id or "0" * 32,
+        max(span_id, "0" * 16, key=len),
+        max(span_id, parent_span_id, key=len) or None,
+    )
+    try:
+        attempt_headers(address, read, longest)
+    except ValueError as error:
+        raise _Bad(str(error)) from None
+    return read
 
 
 def _metadata(metadata: Any) -> Mapping[str, str]:
@@ -165,7 +201,7 @@ def _metadata(metadata: Any) -> Mapping[str, str]:
             raise _Bad(
                 f"portkey.metadata[{str(name)[:100]!r}] is a string of at most {METADATA_VALUE_CHARS} characters"
             )
-        value.encode()
+        f"{name}{value}".encode()
     return dict(metadata)
 
 

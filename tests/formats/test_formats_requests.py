@@ -182,6 +182,8 @@ BAD_LINES = [
     ({"body": BODY, "portkey": {"metadata": {"a": 1}}}, "is a string of at most 128 characters"),
     ({"body": BODY, "portkey": {"metadata": {"a": "x" * 129}}}, "is a string of at most 128 characters"),
     ({"body": BODY, "portkey": {"metadata": {"a": "x" * 200_000}}}, "is a string of at most 128 characters"),
+    ({"body": BODY, "portkey": {"metadata": {"x" * 20_000: "a"}}}, "bytes; at most 15360 get through"),
+    ({"body": BODY, "portkey": {"metadata": {"x" * 20_000: 5}}}, "is a string of at most 128 characters"),
 ]
 
 
@@ -243,6 +245,7 @@ def test_null_is_nothing_said():
         {"messages": [{"content": "\ud800"}]},
         {"custom_id": "\ud800", "body": BODY},
         {"body": BODY, "portkey": {"metadata": {"a": "\ud800"}}},
+        {"body": BODY, "portkey": {"metadata": {"\ud800": "a"}}},
         {**BODY, "seed": 2**64},
         {**BODY, "x": object()},
         {**BODY, 5: 6},

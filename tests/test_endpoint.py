@@ -8,13 +8,12 @@ import ssl
 import subprocess
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from email.utils import formatdate
 from time import time
 
 import orjson
 import pytest
+from scripted_server import CHUNKED, ScriptedServer, Sends, dripping, hanging, http, resetting, then_closing
 
 from batchkit import endpoint as module
 from batchkit.endpoint import BODY_BYTES, Endpoint
@@ -34,39 +33,6 @@ GOOD = orjson.dumps(
 )
 GOOD_REPLY = Reply(200, "", GOOD, "gpt-4o-2024", Usage(3, 2, 5), "stop")
 
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-Answering = Callable[[asyncio.StreamWriter], Awaitable[None]]
-
-
-def http(status: int, body: bytes = b"", *headers: str, length: int | None = None) -> bytes:
-    head = [
-        f"HTTP/1.1 {status} Whatever",
-        f"Content-Length: {len(body) if length is None else length}",
-        *headers,
-    ]
-    return "\r\n".join([*head, "", ""]).encode("latin-1") + body
-
-
-def sending(data: bytes) -> Answering:
-    async def answer(writer: asyncio.StreamWriter) -> None:
-        writer.write(data)
-        await writer.drain()
-
-    return answer
-
-
-def sending_then_closing(data: bytes) -> Answering:
-    async def answer(writer: asyncio.StreamWriter) -> None:
-        writer.write(data)
-        writer.close()
-
-    return answer
-
-
-async def resetting(writer: asyncio.StreamWriter) -> None:
-    writer.transport.abort()
-
 
 async def breaking_a_chunk(writer: asyncio.StreamWriter) -> None:
     writer.write(CHUNKED + b"5\r\n{    \r\n")
@@ -75,74 +41,16 @@ async def breaking_a_chunk(writer: asyncio.StreamWriter) -> None:
     writer.write(b"not hex\r\n")
 
 
-async def hanging(writer: asyncio.StreamWriter) -> None:
-    await asyncio.get_running_loop().create_future()
-
-
-async def dripping(writer: asyncio.StreamWriter) -> None:
-    writer.write(http(200, length=1000))
-    while True:
-        writer.write(b" ")
-        await writer.drain()
-        await asyncio.sleep(0.001)
-
-
-class Server:
-    """Answers each request by its script, the last entry for ever; keeps what it was sent."""
-
-    def __init__(self, *script: Answering | bytes) -> None:
-        self.script = [sending(entry) if isinstance(entry, bytes) else entry for entry in script]
-        self.heads: list[list[str]] = []
-        self.bodies: list[bytes] = []
-        self.connections = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Those of the last request, by lower-case names."""
-        pairs = [line.split(": ", 1) for line in self.heads[-1][1:]]
-        assert len({name.lower() for name, _ in pairs}) == len(pairs), "a header was sent twice"
-        return {name.lower(): value for name, value in pairs}
-
-    @asynccontextmanager
-    async def listening(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=tls)
-        port = server.sockets[0].getsockname()[1]
-        try:
-            yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
-        finally:
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        self.connections += 1
-        try:
-            while not writer.is_closing():
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
-                length = next(
-                    int(line.split(":")[1]) for line in head if line.lower().startswith("content-length")
-                )
-                self.bodies.append(await reader.readexactly(length))
-                self.heads.append(head)
-                await (self.script.pop(0) if len(self.script) > 1 else self.script[0])(writer)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.transport.abort()
-
-
 def plain_address(base_url: str) -> EndpointAddress:
     return endpoint_address(base_url, version="0", timeout=10)
 
 
-async def ask(*script: Answering | bytes, timeout: float = 10, request: Request = REQUEST) -> Answer:
+async def ask(*script: Sends, timeout: float = 10, request: Request = REQUEST) -> Answer:
     """One attempt at a server of that script."""
-    async with Server(*script).listening() as url, Endpoint(plain_address(url), timeout=timeout) as endpoint:
+    async with (
+        ScriptedServer(*script).listening() as url,
+        Endpoint(plain_address(url), timeout=timeout) as endpoint,
+    ):
         return await endpoint.attempt(request, TRACE)
 
 
@@ -218,7 +126,7 @@ PORTKEY = {
     ],
 )
 async def test_exactly_these_headers_and_bytes_arrive(given, portkey, expected):
-    server = Server(http(200, GOOD))
+    server = ScriptedServer(http(200, GOOD))
     request = Request(0, "a", REQUEST.body, portkey=portkey)
     async with server.listening() as url:
         address = endpoint_address(url, version="1.2", timeout=10, **given)
@@ -231,7 +139,7 @@ async def test_exactly_these_headers_and_bytes_arrive(given, portkey, expected):
 
 
 async def test_a_body_of_many_megabytes_arrives_as_it_is():
-    server = Server(http(200, GOOD))
+    server = ScriptedServer(http(200, GOOD))
     body = b'{"messages":"' + b"x" * 3_000_000 + b'"}'
     async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         assert await endpoint.attempt(Request(0, "a", body), TRACE) == GOOD_REPLY
@@ -240,7 +148,7 @@ async def test_a_body_of_many_megabytes_arrives_as_it_is():
 
 
 async def test_a_header_that_cannot_be_sent_fails_the_request_before_it_is_sent():
-    server = Server(http(200, GOOD))
+    server = ScriptedServer(http(200, GOOD))
     async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         answer = await endpoint.attempt(REQUEST, Trace("a\r\nb: c", "d"))
     assert isinstance(answer, Failure)
@@ -280,7 +188,7 @@ async def test_a_completion_is_read_however_it_travels(sent):
 
 
 async def test_a_body_that_ends_with_the_connection_is_read_to_its_end():
-    assert await ask(sending_then_closing(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD)) == GOOD_REPLY
+    assert await ask(then_closing(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD)) == GOOD_REPLY
 
 
 async def test_246_is_a_success_with_its_status():
@@ -328,12 +236,12 @@ def error(**fields: object) -> bytes:
         (http(200, b"", length=BODY_BYTES + 1), Kind.INVALID_RESPONSE, "response_too_large", 200),
         (http(200, GOOD, "x-huge: " + "h" * 70_000), Kind.INVALID_RESPONSE, "malformed_http", None),
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", Kind.INVALID_RESPONSE, "malformed_http", None),
-        (sending_then_closing(http(200, GOOD[:9], length=99)), Kind.CONNECTION_ERROR, "answer_cut", 200),
-        (sending_then_closing(CHUNKED + b"ff\r\n{"), Kind.CONNECTION_ERROR, "answer_cut", 200),
+        (then_closing(http(200, GOOD[:9], length=99)), Kind.CONNECTION_ERROR, "answer_cut", 200),
+        (then_closing(CHUNKED + b"ff\r\n{"), Kind.CONNECTION_ERROR, "answer_cut", 200),
         (CHUNKED + b"not hex\r\n", Kind.INVALID_RESPONSE, "malformed_http", None),
         (breaking_a_chunk, Kind.CONNECTION_ERROR, "answer_cut", 200),
-        (sending_then_closing(b"HTTP/1.1 200 O"), Kind.CONNECTION_ERROR, "connection_error", None),
-        (sending_then_closing(b""), Kind.CONNECTION_ERROR, "connection_error", None),
+        (then_closing(b"HTTP/1.1 200 O"), Kind.CONNECTION_ERROR, "connection_error", None),
+        (then_closing(b""), Kind.CONNECTION_ERROR, "connection_error", None),
         (resetting, Kind.CONNECTION_ERROR, "connection_error", None),
     ],
 )
@@ -347,7 +255,7 @@ async def test_what_is_no_completion_is_a_failure_that_says_why(sent, kind, code
 
 
 async def test_what_came_of_a_cut_answer_is_kept():
-    answer = await ask(sending_then_closing(http(200, b'{"choices": [{"mess', length=99)))
+    answer = await ask(then_closing(http(200, b'{"choices": [{"mess', length=99)))
     assert isinstance(answer, Failure)
     assert answer.body is not None
     assert (answer.code, json.loads(answer.body)) == ("answer_cut", '{"choices": [{"mess')
@@ -412,9 +320,9 @@ async def test_an_endless_body_is_cut_off_at_the_bound(monkeypatch):
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_not_followed(status):
-    elsewhere, here = Server(http(200, GOOD)), Server()
+    elsewhere, here = ScriptedServer(http(200, GOOD)), ScriptedServer()
     async with elsewhere.listening() as other, here.listening() as url:
-        here.script = [sending(http(status, b"", f"Location: {other}/chat/completions"))]
+        here.script = [http(status, b"", f"Location: {other}/chat/completions")]
         address = endpoint_address(url, version="0", timeout=10, openai_api_key=CANARY)
         async with Endpoint(address, timeout=60) as endpoint:
             answer = await endpoint.attempt(REQUEST, TRACE)
@@ -424,7 +332,7 @@ async def test_a_redirect_is_not_followed(status):
 
 
 async def test_cookies_are_not_kept():
-    server = Server(http(200, GOOD, "Set-Cookie: a=b; Path=/"))
+    server = ScriptedServer(http(200, GOOD, "Set-Cookie: a=b; Path=/"))
     async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         for _ in range(2):
             await endpoint.attempt(REQUEST, TRACE)
@@ -432,7 +340,7 @@ async def test_cookies_are_not_kept():
 
 
 async def test_proxy_variables_are_not_heeded(monkeypatch):
-    proxy = Server(http(200, GOOD))
+    proxy = ScriptedServer(http(200, GOOD))
     async with proxy.listening() as url:
         monkeypatch.setenv("http_proxy", url)
         assert await ask(http(200, GOOD)) == GOOD_REPLY
@@ -440,7 +348,7 @@ async def test_proxy_variables_are_not_heeded(monkeypatch):
 
 
 async def test_nobody_listening_is_a_connection_error_that_cost_nothing():
-    async with Server(http(200, GOOD)).listening() as url:
+    async with ScriptedServer(http(200, GOOD)).listening() as url:
         pass
     async with Endpoint(plain_address(url), timeout=60) as endpoint:
         answer = await endpoint.attempt(REQUEST, TRACE)
@@ -482,8 +390,8 @@ def self_signed(tmp_path_factory) -> ssl.SSLContext:
 
 
 async def test_a_certificate_that_does_not_verify_gets_no_request(self_signed):
-    server = Server(http(200, GOOD))
-    async with server.listening(self_signed) as url:
+    server = ScriptedServer(http(200, GOOD))
+    async with server.listening(tls=self_signed) as url:
         address = endpoint_address(url, version="0", timeout=10, openai_api_key=CANARY)
         async with Endpoint(address, timeout=60) as endpoint:
             answer = await endpoint.attempt(REQUEST, TRACE)
@@ -519,7 +427,7 @@ async def test_https_to_a_server_without_it_is_a_connection_error():
 
 
 async def test_one_connection_serves_one_attempt_after_another():
-    server = Server(http(200, GOOD))
+    server = ScriptedServer(http(200, GOOD))
     async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         assert [await endpoint.attempt(REQUEST, TRACE) for _ in range(5)] == [GOOD_REPLY] * 5
     assert server.connections == 1
@@ -527,7 +435,7 @@ async def test_one_connection_serves_one_attempt_after_another():
 
 async def test_a_kept_connection_that_the_server_closed_costs_no_attempt():
     """The server closes after each answer without a word; the next attempt begins in the very moment the answer is in."""
-    server = Server(sending_then_closing(http(200, GOOD)))
+    server = ScriptedServer(then_closing(http(200, GOOD)))
     async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         answers = [await endpoint.attempt(REQUEST, TRACE) for _ in range(50)]
     assert answers == [GOOD_REPLY] * 50
@@ -536,7 +444,7 @@ async def test_a_kept_connection_that_the_server_closed_costs_no_attempt():
 
 async def test_a_connection_lost_after_sending_is_not_sent_again_unasked():
     """Whether the lost request was billed is not known, so to repeat it is not for the endpoint to decide."""
-    server = Server(http(200, GOOD), resetting, http(200, GOOD))
+    server = ScriptedServer(http(200, GOOD), resetting, http(200, GOOD))
     async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         answers = [await endpoint.attempt(REQUEST, TRACE) for _ in range(3)]
     assert isinstance(answers[1], Failure)
@@ -545,7 +453,7 @@ async def test_a_connection_lost_after_sending_is_not_sent_again_unasked():
 
 
 async def test_a_broken_answer_does_not_leak_into_the_next():
-    server = Server(http(200, GOOD, length=len(GOOD) + 5), http(200, GOOD))
+    server = ScriptedServer(http(200, GOOD, length=len(GOOD) + 5), http(200, GOOD))
     async with server.listening() as url, Endpoint(plain_address(url), timeout=0.05) as endpoint:
         first = await endpoint.attempt(REQUEST, TRACE)
         second = await endpoint.attempt(REQUEST, TRACE)
@@ -556,7 +464,7 @@ async def test_a_broken_answer_does_not_leak_into_the_next():
 
 
 async def test_leaving_the_endpoint_closes_its_connections():
-    server = Server(http(200, GOOD))
+    server = ScriptedServer(http(200, GOOD))
     async with server.listening() as url:
         async with Endpoint(plain_address(url), timeout=60) as endpoint:
             await endpoint.attempt(REQUEST, TRACE)
@@ -567,7 +475,7 @@ async def test_leaving_the_endpoint_closes_its_connections():
 # --- the deadline --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("server", [hanging, dripping, sending(http(200, GOOD[:9], length=99))])
+@pytest.mark.parametrize("server", [hanging, dripping, http(200, GOOD[:9], length=99)])
 async def test_the_deadline_covers_the_attempt_to_its_last_byte(server):
     answer = await ask(server, timeout=0.05)
     assert isinstance(answer, Failure)
@@ -591,7 +499,7 @@ async def test_a_connection_that_never_comes_about_was_not_billed(monkeypatch):
 
 
 async def test_an_outer_cancellation_passes_through():
-    server = Server(hanging)
+    server = ScriptedServer(hanging)
     async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         task = asyncio.create_task(endpoint.attempt(REQUEST, TRACE))
         while not server.heads:
@@ -604,7 +512,7 @@ async def test_an_outer_cancellation_passes_through():
 
 @pytest.mark.parametrize("outer_first", [True, False])
 async def test_an_outer_cancellation_wins_over_a_deadline_at_the_same_moment(outer_first):
-    server = Server(hanging)
+    server = ScriptedServer(hanging)
     async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
         task = asyncio.create_task(endpoint.attempt(REQUEST, TRACE))
         while not server.heads:
@@ -621,7 +529,7 @@ async def test_an_outer_cancellation_wins_over_a_deadline_at_the_same_moment(out
 
 async def test_each_of_many_attempts_has_a_deadline_of_its_own():
     """Attempts that begin while others are under way are given up in their turn, and answered ones not at all."""
-    server = Server(http(200, GOOD), hanging)
+    server = ScriptedServer(http(200, GOOD), hanging)
     async with server.listening() as url, Endpoint(plain_address(url), timeout=0.05) as endpoint:
         loop = asyncio.get_running_loop()
 
@@ -645,7 +553,7 @@ async def test_each_of_many_attempts_has_a_deadline_of_its_own():
 
 async def test_a_deadline_does_not_outlive_its_attempt():
     async with (
-        Server(http(200, GOOD)).listening() as url,
+        ScriptedServer(http(200, GOOD)).listening() as url,
         Endpoint(plain_address(url), timeout=60) as endpoint,
     ):
         assert await endpoint.attempt(REQUEST, TRACE) == GOOD_REPLY
@@ -661,13 +569,13 @@ async def test_a_deadline_does_not_outlive_its_attempt():
         http(401, error(message=f"Incorrect API key provided: {CANARY}", code="invalid_api_key")),
         http(500, f"no good: {CANARY}".encode()),
         http(400, f"<html>{CANARY}</html>".encode(), f"x-echo: {CANARY}"),
-        sending_then_closing(f"HTTP/1.1 {CANARY}\r\n\r\n".encode()),
-        sending_then_closing(http(200, CANARY.encode(), f"x-echo: {CANARY}", length=99)),
+        then_closing(f"HTTP/1.1 {CANARY}\r\n\r\n".encode()),
+        then_closing(http(200, CANARY.encode(), f"x-echo: {CANARY}", length=99)),
         resetting,
     ],
 )
 async def test_a_key_shows_nowhere(sent, caplog, capsys):
-    async with Server(sent).listening() as url:
+    async with ScriptedServer(sent).listening() as url:
         address = endpoint_address(url, version="0", timeout=10, openai_api_key=CANARY)
         async with Endpoint(address, timeout=60) as endpoint:
             answer = await endpoint.attempt(REQUEST, TRACE)

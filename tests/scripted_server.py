@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -70,22 +71,38 @@ async def endless(writer: asyncio.StreamWriter) -> None:
 
 
 class ScriptedServer:
-    """Answers requests by its script, one entry after the other, and more of them by `after`."""
+    """Answers requests by its script, one entry after the other, and more of them by `after`, or again by the last entry.
 
-    def __init__(self, *script: Sends, after: Sends) -> None:
-        self._script = list(script)
+    `heads` and `bodies` are what it was sent.
+    """
+
+    def __init__(self, *script: Sends, after: Sends | None = None) -> None:
+        self.script = list(script)
         self._after = after
         self._tasks: set[asyncio.Task[None]] = set()
-        self.received = 0
+        self.heads: list[list[str]] = []
+        self.bodies: list[bytes] = []
         self.connections = 0
 
+    @property
+    def received(self) -> int:
+        """How many requests came."""
+        return len(self.heads)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of the last request, by lower-case names."""
+        pairs = [line.split(": ", 1) for line in self.heads[-1][1:]]
+        assert len({name.lower() for name, _ in pairs}) == len(pairs), "a header was sent twice"
+        return {name.lower(): value for name, value in pairs}
+
     @asynccontextmanager
-    async def listening(self, port: int = 0) -> AsyncIterator[str]:
+    async def listening(self, port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
         """The base URL, while it listens: at a free port unless one is given."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", port)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", port, ssl=tls)
         port = server.sockets[0].getsockname()[1]
         try:
-            yield f"http://127.0.0.1:{port}/v1"
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
         finally:
             server.close()
             for task in self._tasks:
@@ -99,11 +116,13 @@ class ScriptedServer:
         self.connections += 1
         try:
             while not writer.is_closing():
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
-                length = next(int(line.split(":")[1]) for line in head if line.startswith("content-length"))
-                await reader.readexactly(length)
-                self.received += 1
-                sends = self._script.pop(0) if self._script else self._after
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
+                length = next(
+                    int(line.split(":")[1]) for line in head if line.lower().startswith("content-length")
+                )
+                self.bodies.append(await reader.readexactly(length))
+                self.heads.append(head)
+                sends = self._next()
                 if isinstance(sends, bytes):
                     writer.write(sends)
                     await writer.drain()
@@ -113,3 +132,11 @@ class ScriptedServer:
             pass
         finally:
             writer.transport.abort()
+
+    def _next(self) -> Sends:
+        if self._after is None and len(self.script) == 1:
+            return self.script[0]
+        if self.script:
+            return self.script.pop(0)
+        assert self._after is not None
+        return self._after

@@ -4,6 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 KILLS ?= 200
 SEEDS ?= 1000000
+# Node does not look at the machine's own certificates by itself.
+CERTIFICATES := $(wildcard /etc/ssl/certs/ca-certificates.crt)
 
 .DEFAULT_GOAL := check
 .PHONY: check setup demo test format lint types layers coverage gateway litellm campaign simulation bench lock clean help
@@ -41,7 +43,7 @@ layers: $(INSTALLED)  ## the rooms import downwards only
 	$(BIN)/lint-imports --no-cache
 
 gateway:  ## install Portkey's gateway, for the tests that talk to it (needs npm)
-	npm install --prefix .ci/gateway --ignore-scripts --no-package-lock --no-audit --no-fund
+	NODE_EXTRA_CA_CERTS="$${NODE_EXTRA_CA_CERTS:-$(CERTIFICATES)}" npm install --prefix .ci/gateway --ignore-scripts --no-package-lock --no-audit --no-fund
 
 litellm:  ## install LiteLLM and OpenAI's client, for the tests that talk to them, in an environment of their own
 	$(PYTHON) -m venv .ci/litellm/venv

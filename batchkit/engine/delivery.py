@@ -213,7 +213,7 @@ class Delivery:
             self._budget.answered()
         elif is_fault(answer):
             history.retries_fault = True
-            verdict = self._budget.failed(answer, now, self._jitter())
+            verdict = self._budget.failed(answer, now, self._jitter(), retry=paid)
             if self._budget.waiting_it_out and not self._told_of_retries:
                 self._told_of_retries = True
                 self._emit(

@@ -79,6 +79,7 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: float
                 body=body,
                 model=model,
                 usage=usage,
+                gateway_retries=_read_gateway_retries(headers),
             )
     return _read_failure(status, headers, document, body, is_json=is_json, now=now)
 

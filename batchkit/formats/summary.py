@@ -97,7 +97,7 @@ def build(
         cost["known_total"] = float(totals.known_cost)
     if totals.price_list is not None:
         cost["price_list"] = totals.price_list
-    if totals.in_flight_at_kills and not totals.unpriced_models:
+    if totals.in_flight_at_kills and totals.dearest and not totals.unpriced_models:
         cost["in_flight_at_kills"] = float(totals.dearest * totals.in_flight_at_kills)
     return {
         "job_id": job_id,

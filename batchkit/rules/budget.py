@@ -25,7 +25,8 @@ _DEVIATIONS = 4.0
 _IN_HAND = 0.01
 """The share of a minute that is kept for a single answer that is longer than anything before it."""
 _GUESSED = 5
-"""As many answers' worth is the guess that forecasts are right on average, and off by as much as they are."""
+"""As many answers' worth is the guess that forecasts are right on average, and off by the half."""
+_GUESSED_VARIANCE = 0.25
 _REMEMBERED = 100
 """Over how many settled reservations the error of forecasts is averaged."""
 
@@ -127,7 +128,7 @@ class _Error:
     def __init__(self) -> None:
         self._count = _GUESSED
         self._mean = 1.0
-        self._variance = 1.0
+        self._variance = _GUESSED_VARIANCE
 
     def learn(self, factor: float) -> None:
         self._count = min(_REMEMBERED, self._count + 1)

@@ -16,6 +16,8 @@ _IN_A_ROW = 3
 """So many attempts in vain, and none that got through in between, are no hiccup of one connection."""
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
+_PROBE_S = 5.0
+"""So long a probe holds back the next: one over a connection that was kept may hear nothing from a peer that is gone."""
 
 
 class Outage:
@@ -42,10 +44,12 @@ class Outage:
         """
         if self.since is None:
             return 0.0
-        if self._probing:
+        if self._probing and now < self._probe_at + _PROBE_S:
             return inf
         wait = self.next_probe_in(now)
         self._probing = wait == 0.0
+        if self._probing:
+            self._probe_at = now
         return wait
 
     def next_probe_in(self, now: float) -> float:

@@ -191,7 +191,9 @@ def cost_of(tally: Tally, prices: PriceList) -> Cost:
         price = prices.find(model)
         if not bands:
             by_model[model] = Decimal(0)
-        elif price is None or 0 < total.requests == total.unknown:
+        elif price is None or 0 < sum(each.requests for _, each in bands) == sum(
+            each.unknown for _, each in bands
+        ):
             by_model[model] = None
         else:
             by_model[model] = sum(

@@ -73,6 +73,7 @@ class BandTotal:
     """What one model answered to prompts of one context band; no answer took more than `longest` of either kind of token."""
 
     requests: int
+    unknown: int
     usage: Usage
     longest: Usage
 
@@ -499,7 +500,7 @@ def _add_errors(one: list[Any], other: list[Any]) -> list[Any]:
 
 def _model_total(bands: dict[int, list[int]]) -> ModelTotal:
     split = {
-        band: BandTotal(cell[0], Usage(*cell[2:_SUMS]), Usage(*cell[_SUMS:]))
+        band: BandTotal(cell[0], cell[1], Usage(*cell[2:_SUMS]), Usage(*cell[_SUMS:]))
         for band, cell in sorted(bands.items())
     }
     return ModelTotal(

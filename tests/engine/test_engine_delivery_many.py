@@ -30,7 +30,14 @@ GONE = failure("connection_error", message="cannot connect")
 class Run:
     """So many workers at requests, as a run has them. `answer` gives the answer of a moment, in seconds."""
 
-    def __init__(self, answer: Callable[[float, Random], Answer], *, latency_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        answer: Callable[[float, Random], Answer],
+        *,
+        latency_s: float = 0.5,
+        poison: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        self.poison = poison
         self.clock, self.stop, self.random = ManualClock(), Stop(), Random(7)
         self.events: list[Event] = []
         self.outcomes: list[Outcome] = []
@@ -53,7 +60,8 @@ class Run:
 
     async def _attempt(self, request, trace):
         self.attempts.append(self.clock.now())
-        return await self.endpoint.attempt(request, trace)
+        answer = await self.endpoint.attempt(request, trace)
+        return SICK if self.poison(request.index) else answer
 
     async def work(self, requests: int) -> None:
         left = iter(range(requests))
@@ -204,3 +212,17 @@ async def test_a_server_that_fails_nine_of_ten_is_not_asked_by_all_at_once():
     assert len(run.outcomes) == 400
     late = [at for at in run.attempts if at > 120.0]
     assert len(late) / (run.clock.now() - 120.0) < 0.2 * WORKERS / 0.5
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+async def test_requests_that_no_server_answers_end_as_failures_and_hold_up_no_other(share):
+    """Far more of them than there are workers: each spends its six attempts, and the rest is answered meanwhile."""
+    run = Run(lambda _, __: reply(), poison=lambda index: Random(index).random() < share)
+    await run.work(3000)
+    assert run.stop.cause is None
+    assert len(run.outcomes) == 3000
+    assert {outcome.attempts for outcome in run.outcomes if not outcome.succeeded} == {6}
+    # A failure takes its six attempts and, on average, five waits of 7.75 s together, whatever the budget says.
+    failed = sum(not outcome.succeeded for outcome in run.outcomes)
+    unhindered = (len(run.attempts) * 0.5 + failed * 7.75) / WORKERS
+    assert run.clock.now() < 2 * unhindered + 30

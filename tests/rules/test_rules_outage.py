@@ -33,7 +33,13 @@ def test_one_attempt_at_a_time_probes():
     outage = gone()
     wait = outage.ask(0.0)
     assert outage.ask(wait) == 0.0
-    assert [outage.ask(now) for now in (wait, 10.0, 1e9)] == [inf] * 3
+    assert [outage.ask(wait + later) for later in (0.0, 1.0, 4.9)] == [inf] * 3
+
+
+def test_a_probe_that_hears_nothing_holds_the_next_back_for_five_seconds():
+    outage = gone()
+    wait = outage.ask(0.0)
+    assert [outage.ask(wait), outage.ask(wait + 5.0), outage.ask(wait + 5.0)] == [0.0, 0.0, inf]
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.5, 0.999])
@@ -57,7 +63,7 @@ def test_stragglers_neither_move_the_probe_nor_end_it():
     assert outage.ask(0.0) == wait
     assert outage.ask(wait) == 0.0
     assert not outage.missed(wait, 0.9, probe=False)
-    assert outage.ask(100.0) == inf
+    assert outage.ask(wait + 4.0) == inf
 
 
 def test_an_answer_to_an_earlier_attempt_is_no_sign_that_new_ones_get_through():

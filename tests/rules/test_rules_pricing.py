@@ -204,6 +204,13 @@ def test_answers_from_a_gateways_cache_cost_nothing_whatever_their_model():
     assert tally.usage.prompt_tokens == 11_000_000
 
 
+def test_a_cache_hit_does_not_make_answers_of_unknown_usage_free():
+    tally = tally_of(("gpt-4o", None), ("gpt-4o", None))
+    reply = Reply(200, "r", b"{}", model="gpt-4o", usage=Usage(5, 7, 12), from_cache=True)
+    tally.add(Outcome(9, "line-9", reply, "t", 1, 1.0, AT))
+    assert cost_of(tally, PRICES).total is None
+
+
 def test_failures_without_usage_cost_nothing():
     tally = Tally()
     tally.add(Outcome(0, "a", Failure(FailureKind.TIMEOUT, "timeout", "late"), "t", 1, 1.0, AT))

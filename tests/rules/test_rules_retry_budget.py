@@ -117,13 +117,26 @@ def test_jitter_makes_a_wait_longer_and_no_longer_than_half_a_minute():
     assert 29.9 < budget.ask(0.0) <= 30.0
 
 
-def test_the_first_good_answer_ends_the_waits_and_each_one_lets_another_go():
+def test_the_first_good_answer_ends_the_waits_and_each_one_lets_more_go():
+    budget, under_way = spent(), 0
+    for answers in (1, 8, 60):
+        for _ in range(answers):
+            budget.answered()
+        before = under_way
+        while budget.ask(0.0) == 0.0:
+            under_way += 1
+        assert under_way > before
+    assert under_way > 200
+
+
+def test_retries_that_fail_tell_of_their_own_requests_and_not_of_the_server():
     budget = spent()
-    budget.answered()
-    assert [budget.ask(0.0), budget.ask(0.0)] == [0.0, inf]
-    budget.answered()
-    budget.answered()
-    assert [budget.ask(0.0) for _ in range(3)] == [0.0, 0.0, inf]
+    for _ in range(100):
+        budget.answered()
+    for _ in range(1000):
+        assert budget.ask(0.0) == 0.0
+        budget.failed(FAULT, 0.0, 0.5, retry=True)
+        budget.ended()
 
 
 def test_the_last_requests_of_a_job_come_to_their_end_with_nothing_to_earn_from():

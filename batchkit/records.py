@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "METADATA_VALUE_CHARS",
     "Answer",
     "BadLine",
+    "Billed",
     "Failure",
     "FailureKind",
     "Line",
@@ -51,6 +53,14 @@ class Usage:
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """What an attempt that brought no outcome cost all the same: the `usage` its answer gave, and the model that answered."""
+
+    model: str
+    usage: Usage
 
 
 METADATA_VALUE_CHARS = 128
@@ -94,6 +104,8 @@ class Request:
     max_tokens: int | None = None
     input_crc32: int = 0
     portkey: PortkeyFields | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The record's own, of the body and for Portkey together, by which a report can be grouped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +213,8 @@ class Outcome:
     `latency_s` is that of the last attempt, in seconds from sending to the last byte. `finished_at` is Unix time in
     seconds. `input_crc32` is of the input line's bytes, so that an edited input is found. `maybe_billed` counts the attempts
     whose answer never came though the provider may have charged for it, `gateway_retries` what a gateway added to our
-    attempts, at least.
+    attempts, at least. `billed` are the repeated attempts that gave their usage. `maybe_cost` is the most, in US dollars, that
+    attempts whose usage is not known may have cost; it is reckoned by runs with a `max_cost`. `metadata` are the request's.
     """
 
     index: int
@@ -215,6 +228,9 @@ class Outcome:
     input_crc32: int = 0
     maybe_billed: int = 0
     gateway_retries: int = 0
+    billed: tuple[Billed, ...] = ()
+    maybe_cost: Decimal = Decimal(0)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def succeeded(self) -> bool:
@@ -228,7 +244,8 @@ class RunHeader:
     `started_at` is Unix time in seconds. `defaults` are the body fields filled where a record has none, `model` among
     them. `input_bytes` is None for stdin. `simulated` marks runs that cost nothing. `in_flight_before`
     bounds the answers that were on their way when the run before was killed, and may have been billed without being
-    written; it is 0 after a run that ended by itself.
+    written; it is 0 after a run that ended by itself. `max_cost` is the run's, in US dollars. `unseen_cost` is the most, in US
+    dollars, that runs before may have spent without writing a line of it. `prices` are those given beside the price list.
     """
 
     started_at: float
@@ -240,3 +257,6 @@ class RunHeader:
     version: str = ""
     concurrency: int = 0
     in_flight_before: int = 0
+    max_cost: Decimal | None = None
+    unseen_cost: Decimal = Decimal(0)
+    prices: Mapping[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ A line is OpenAI Batch output with one object more:
   comparing its bytes, without reading any JSON.
 - `"batchkit":{"index":` is found from the end of the line: quotes within strings are escaped, and behind the provider's
   body stand only our own keys, so its last appearance is the true one. (`defaults`, which holds names of the user's, is
-  therefore kept as a string of JSON.)
+  therefore kept as a string of JSON, and `metadata`, which does too, has texts alone for values.)
 - The provider's body is kept as the bytes that came, but for line breaks between its tokens.
 - The lines are the only record of a job: `input_crc32` finds an edited input, `run` (in the first line that a run
   writes) says what the run was started with, and everything in a summary is a sum over lines.
@@ -23,7 +23,8 @@ import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import repeat
@@ -34,7 +35,7 @@ from zlib import crc32
 import orjson
 
 from batchkit.formats.completions import read_answer
-from batchkit.records import Answer, Failure, FailureKind, Outcome, Reply, RunHeader
+from batchkit.records import Answer, Billed, Failure, FailureKind, Outcome, Reply, RunHeader, Usage
 
 __all__ = [
     "BrokenLineError",
@@ -89,16 +90,23 @@ def encode(line: OutputLine) -> bytes:
         "input_crc32": f"{outcome.input_crc32:08x}",
         "job_id": line.job_id,
         "trace_id": outcome.trace_id,
-        "attempts": outcome.attempts,
-        "latency_s": outcome.latency_s,
-        "finished_at": outcome.finished_at,
     }
+    # Objects stand before what is in every line: one at the end is taken for a run header until it is read.
+    if outcome.metadata:
+        meta["metadata"] = outcome.metadata
+    if outcome.billed:
+        meta["billed"] = [{"model": each.model, "usage": asdict(each.usage)} for each in outcome.billed]
+    meta["attempts"] = outcome.attempts
+    meta["latency_s"] = outcome.latency_s
+    meta["finished_at"] = outcome.finished_at
     if outcome.retries:
         meta["retries"] = outcome.retries
     if outcome.maybe_billed:
         meta["maybe_billed"] = outcome.maybe_billed
     if outcome.gateway_retries:
         meta["gateway_retries"] = outcome.gateway_retries
+    if outcome.maybe_cost:
+        meta["maybe_cost"] = str(outcome.maybe_cost)
     error = b"null"
     if isinstance(answer, Failure):
         meta["reason"] = answer.kind.value
@@ -238,6 +246,9 @@ def decode(line: bytes) -> OutputLine:
             input_crc32=int(meta["input_crc32"], 16),
             maybe_billed=meta.get("maybe_billed", 0),
             gateway_retries=meta.get("gateway_retries", 0),
+            billed=tuple(Billed(each["model"], Usage(**each["usage"])) for each in meta.get("billed", ())),
+            maybe_cost=_dollars(meta.get("maybe_cost", "0")),
+            metadata=meta.get("metadata", {}),
         )
         run = meta.get("run")
         return OutputLine(outcome, meta["job_id"], None if run is None else run_from_json(run))
@@ -286,9 +297,19 @@ def _body_span(line: bytes) -> tuple[int, int]:
     return start, line.rindex(b'},"error":', start, meta_at)
 
 
+def _dollars(written: str) -> Decimal:
+    try:
+        amount = Decimal(written)
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        raise ValueError(f"{written!r} is no amount")
+    return amount
+
+
 def run_to_json(run: RunHeader) -> dict[str, Any]:
     """A run header as JSON values, for a line or a checkpoint."""
-    return {
+    written: dict[str, Any] = {
         "started_at": run.started_at,
         "version": run.version,
         "base_url": run.base_url,
@@ -298,6 +319,13 @@ def run_to_json(run: RunHeader) -> dict[str, Any]:
         "defaults": orjson.dumps(run.defaults, option=orjson.OPT_SORT_KEYS).decode(),
         "input": {"path": run.input_path, "bytes": run.input_bytes},
     }
+    if run.max_cost is not None:
+        written["max_cost"] = str(run.max_cost)
+    if run.unseen_cost:
+        written["unseen_cost"] = str(run.unseen_cost)
+    if run.prices:
+        written["prices"] = orjson.dumps(run.prices, option=orjson.OPT_SORT_KEYS).decode()
+    return written
 
 
 def run_from_json(run: dict[str, Any]) -> RunHeader:
@@ -312,4 +340,7 @@ def run_from_json(run: dict[str, Any]) -> RunHeader:
         version=run["version"],
         concurrency=run["concurrency"],
         in_flight_before=run["in_flight_before"],
+        max_cost=None if "max_cost" not in run else _dollars(run["max_cost"]),
+        unseen_cost=_dollars(run.get("unseen_cost", "0")),
+        prices=orjson.loads(run.get("prices", "{}")),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from dataclasses import replace
+from decimal import Decimal
 from zlib import crc32
 
 import orjson
@@ -24,7 +25,7 @@ from batchkit.formats.results import (
     run_to_json,
     scan_lines,
 )
-from batchkit.records import Failure, FailureKind, Outcome, Reply, RunHeader, Usage
+from batchkit.records import Billed, Failure, FailureKind, Outcome, Reply, RunHeader, Usage
 
 TRAPS = [
     ',"batchkit":{"index":7,"x":1',
@@ -112,6 +113,7 @@ def failures(draw):
     )
 
 
+dollars = st.decimals(0, 10**9, places=12)
 moments = st.floats(0, 2e9, allow_nan=False)
 headers = st.builds(
     RunHeader,
@@ -122,6 +124,9 @@ headers = st.builds(
     st.none() | st.integers(0, 2**60),
     st.booleans(),
     texts,
+    max_cost=st.none() | dollars,
+    unseen_cost=dollars,
+    prices=st.dictionaries(texts, st.dictionaries(texts, texts, max_size=2), max_size=2),
 )
 outcomes = st.builds(
     Outcome,
@@ -136,6 +141,11 @@ outcomes = st.builds(
     st.integers(0, 2**32 - 1),
     st.integers(0, 9),
     st.integers(0, 9),
+    st.lists(st.builds(Billed, texts, st.builds(Usage, *[st.integers(0, 2**50)] * 5)), max_size=2).map(tuple),
+    dollars,
+    st.dictionaries(
+        texts | st.sampled_from(["run", "batchkit", "index", "error", "crc32"]), texts, max_size=3
+    ),
 )
 lines = st.builds(OutputLine, outcomes, texts, st.none() | headers)
 
@@ -182,6 +192,14 @@ def test_a_flipped_bit_is_found_in_its_line_by_a_scan_and_by_a_check():
                 with pytest.raises(BrokenLineError, match="checksum") as broken:
                     look([written[0], bytes(flipped), written[2]])
                 assert broken.value.at == 1, (place, bit)
+
+
+@pytest.mark.parametrize("amount", ["-1", "NaN", "Infinity", "much", ""])
+def test_an_amount_that_is_none_is_no_line_of_ours(amount):
+    written = encode(replace(LINE, outcome=replace(OUTCOME, maybe_cost=Decimal(7))))[:-1]
+    covered = written.replace(b'"maybe_cost":"7"', f'"maybe_cost":"{amount}"'.encode()).decode()
+    with pytest.raises(BrokenLineError, match="is no amount"):
+        decode(sealed(covered.rpartition(',"crc32"')[0]))
 
 
 @pytest.mark.parametrize(

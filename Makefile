@@ -59,8 +59,9 @@ campaign: $(INSTALLED)  ## kill a job 200 times, count what was lost, doubled an
 simulation: $(INSTALLED)  ## live through a million simulated jobs that crash (hours; SEEDS=10000 takes minutes)
 	$(BIN)/python tests/simulation/simulated_job.py 0 $(SEEDS)
 
-bench: $(INSTALLED)  ## batchkit beside a bare aiohttp loop, in one run, as a ratio
+bench: $(INSTALLED)  ## batchkit beside a bare aiohttp loop, as a ratio; its pace at hidden limits, in simulated time
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/pacing.py --controllers batchkit
 
 lock:  ## choose versions anew within the ranges of pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -o requirements.lock

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from batchkit.version import __version__
 
 if TYPE_CHECKING:
-    from batchkit.api import arun, report, run, status
+    from batchkit.api import arun, estimate, report, run, status
     from batchkit.errors import (
         BatchkitError,
         EndpointRefused,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         JobError,
         JobLocked,
         JobMismatch,
+        MaxCostReached,
         MissingExtraError,
         OutputFull,
         OutputUnwritable,
@@ -47,6 +48,7 @@ __all__ = [
     "JobError",
     "JobLocked",
     "JobMismatch",
+    "MaxCostReached",
     "MissingExtraError",
     "Outcome",
     "OutputFull",
@@ -60,6 +62,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "arun",
+    "estimate",
     "repair",
     "report",
     "run",
@@ -71,10 +74,10 @@ __all__ = [
 # Importing the engine takes a third of a second; `batchkit --version` and a program that only catches an error need none.
 _HOMES = {
     "batchkit.errors": (
-        "BatchkitError EndpointRefused Interrupted JobDamaged JobError JobLocked JobMismatch MissingExtraError "
-        "OutputFull OutputUnwritable RunStopped TooManyFailures UsageError"
+        "BatchkitError EndpointRefused Interrupted JobDamaged JobError JobLocked JobMismatch MaxCostReached "
+        "MissingExtraError OutputFull OutputUnwritable RunStopped TooManyFailures UsageError"
     ),
-    "batchkit.api": "arun report run status",
+    "batchkit.api": "arun estimate report run status",
     "batchkit.records": "Failure FailureKind Outcome Reply Usage",
     "batchkit.mending": "repair",
     "batchkit.simulator.server": "Simulator",

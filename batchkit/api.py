@@ -14,17 +14,21 @@ from typing import Any, TypeVar, Unpack
 
 import anyio
 
+from batchkit.accounts import build_groups, build_summary
 from batchkit.engine.stop import Stop
 from batchkit.errors import UsageError
+from batchkit.estimation import estimate_input
+from batchkit.formats.prices import prices_from_json
 from batchkit.job import run_job, write_derived
 from batchkit.observers.progress import choose as choose_progress
 from batchkit.outputs import JobPaths
+from batchkit.rules.groups import Groups
 from batchkit.rules.pricing import PriceList
 from batchkit.settings import Credentials, RunSettings, Settings
-from batchkit.state import build_summary, read_state
+from batchkit.state import JobState, read_state
 from batchkit.store import Store
 
-__all__ = ["arun", "report", "run", "run_in_loop", "status"]
+__all__ = ["arun", "estimate", "report", "run", "run_in_loop", "status"]
 
 T = TypeVar("T")
 
@@ -63,38 +67,72 @@ async def arun(
     )
 
 
+def estimate(
+    input: str | os.PathLike[str],  # noqa: A002 - the contract's word
+    *,
+    pilot: int | None = None,
+    **settings: Unpack[RunSettings],
+) -> dict[str, Any]:
+    """What `input` will take: requests, tokens, US dollars and seconds, before any is spent (`formats.estimate` is its shape).
+
+    Keywords are those of `run`; `rpm`, `tpm` and `base_url` tell limits and whose prices they are. Nothing is sent and no key
+    is needed, unless `pilot` says how many of the requests to send, spread evenly over the input, to measure what answers
+    take: they cost what they cost. Bad lines are counted and no error. Raises UsageError where the input cannot be read,
+    RunStopped where the pilot cannot go on. May be called while an event loop is running.
+    """
+    return estimate_input(
+        os.fspath(input), Settings.of(settings), os.environ, pilot=pilot, run_in_loop=_from_outside
+    )
+
+
 def status(output: str | os.PathLike[str]) -> dict[str, Any]:
     """How far a job is, from its files, also while a run is working on it; the summary's shape.
 
     Raises UsageError where there is no such job, JobDamaged where its files cannot be read.
     """
-    return _summary_of(_existing(output), held=False)
+    state = read_state(_existing(output))
+    return build_summary(state, _prices_of(state))
 
 
-def report(output: str | os.PathLike[str]) -> dict[str, Any]:
+def report(output: str | os.PathLike[str], *, by: str | None = None) -> dict[str, Any]:
     """Rebuild the summary and the report of a job from its output lines alone, write both, and return the summary.
 
-    Raises UsageError where there is no such job, JobLocked while a run is working on it, JobDamaged where its files
-    cannot be read.
+    With `by`, as in `by="metadata.team"`, what is returned has one key more: `{"by": {"metadata.team": {VALUE: …}}}`, the same
+    totals apart by what the requests' metadata says. Requests without it stand under "(none)"; of more than 10,000 values the
+    smallest are kept, and the rest stands under "(other)".
+
+    Raises UsageError where there is no such job or `by` cannot be meant, JobLocked while a run is working on it, JobDamaged
+    where its files cannot be read.
     """
+    groups = None if by is None else Groups(_metadata_key(by))
     path = _existing(output)
     store = Store.open(path)
     try:
-        summary = _summary_of(path, held=True)
+        state = read_state(path, held=True, from_files_alone=True, groups=groups)
+        prices = _prices_of(state)
+        summary = build_summary(state, prices)
         write_derived(store, summary)
     finally:
         store.close()
+    if by is not None and groups is not None:
+        summary["by"] = build_groups(by, groups, prices)
     return summary
 
 
-def _summary_of(output: Path, *, held: bool) -> dict[str, Any]:
-    state = read_state(output, held=held, from_files_alone=held)
+def _metadata_key(by: str) -> str:
+    prefix, dot, key = by.partition(".")
+    if prefix != "metadata" or not dot or not key:
+        raise UsageError(f"by is metadata.KEY, as in metadata.team, not {by[:100]!r}")
+    return key
+
+
+def _prices_of(state: JobState) -> PriceList:
     run = state.run
-    prices = PriceList(
+    return PriceList(
         at=time.time() if run is None else run.started_at,
         base_url="" if run is None or run.simulated else run.base_url,
+        given=None if run is None else prices_from_json(run.prices),
     )
-    return build_summary(state, prices)
 
 
 def _existing(output: str | os.PathLike[str]) -> Path:

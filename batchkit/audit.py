@@ -18,6 +18,7 @@ from anyio import run_process, to_thread
 from batchkit.errors import JobDamaged
 from batchkit.outputs import JobPaths, check_output, read_output
 from batchkit.rules.tally import Tally
+from batchkit.rules.tally_state import state_of, tally_of
 
 __all__ = ["Audit", "main"]
 
@@ -50,7 +51,7 @@ class Audit:
         found = orjson.loads(process.stdout)
         if found["damage"] is not None:
             raise JobDamaged(found["damage"])
-        return None if found["tally"] is None else Tally.from_state(found["tally"])
+        return None if found["tally"] is None else tally_of(found["tally"])
 
     def read(self) -> Tally | None:
         """The totals of the lines, or None if they were not asked for. Raises JobDamaged at a broken line."""
@@ -81,7 +82,7 @@ def main() -> None:
     found: dict[str, Any] = {"damage": None, "tally": None}
     try:
         tally = audit.read()
-        found["tally"] = None if tally is None else tally.state()
+        found["tally"] = None if tally is None else state_of(tally)
     except JobDamaged as damage:
         found["damage"] = str(damage)
     sys.stdout.buffer.write(orjson.dumps(found))

@@ -5,7 +5,7 @@ and raises only what is ours, cancellation first of all. What an answer means is
 `formats.completions`; here it is made sure that there is one, whole, within the deadline and within bounds.
 
 One session serves the run and is stripped of what a batch does not need and each request would pay for: cookies, proxy
-variables, redirects, aiohttp's own timeouts and decompression.
+variables, redirects, aiohttp's own timeouts and decompression. A proxy is one that the address names, found once.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from yarl import URL
 
 from batchkit.formats.completions import read_answer, read_request_id, text_body
 from batchkit.formats.headers import EndpointAddress, attempt_headers
+from batchkit.formats.proxies import Proxy
 from batchkit.records import Answer, Failure, FailureKind, Request, Trace
 
 __all__ = ["BODY_BYTES", "HEADER_FIELD_BYTES", "KEEPALIVE_S", "Endpoint"]
@@ -53,6 +54,9 @@ _LARGE_BODY_BYTES = 1024 * 1024
 _STALL_S = 1.0
 """A timer that comes later than this found an event loop that stood still."""
 _KEY_SHOWN = b"[key]"
+_PROXY_AUTHENTICATION_REQUIRED = 407
+_TLS_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)
+"""They are the endpoint's, also where a proxy leads to it."""
 
 
 class Endpoint:
@@ -67,12 +71,14 @@ class Endpoint:
         self._timeout = timeout
         self._url = URL(address.url)
         self._host = self._url.host or ""
+        self._proxy = address.proxy
         self._session: aiohttp.ClientSession | None = None
         self.connected: Callable[[], None] = lambda: None
         """Called when a connection has come about, long before anything is answered over it."""
 
     async def __aenter__(self) -> Self:
         self._deadlines = _Deadlines(asyncio.get_running_loop(), self._timeout)
+        proxy = self._proxy
         self._session = aiohttp.ClientSession(
             connector=_Connector(
                 connected=self._tell_connected,
@@ -82,7 +88,9 @@ class Endpoint:
                 # The system's own resolver sees what every other program does: hosts file, VPN, mDNS.
                 resolver=aiohttp.ThreadedResolver(),
             ),
-            headers=self._address.headers,
+            # A session's own headers would go to the proxy too, with a CONNECT, and keys are among them.
+            headers=self._address.headers if proxy is None else None,
+            proxy=None if proxy is None else proxy.url,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=_CONNECT_S, sock_read=None),
             trust_env=False,
@@ -130,14 +138,18 @@ class Endpoint:
                 task.uncancel()
 
     async def _exchange(self, session: aiohttp.ClientSession, request: Request, trace: Trace) -> Answer:
+        proxy_headers: Mapping[str, str] | None = None
         try:
             headers = attempt_headers(self._address, request.portkey, trace)
+            if self._proxy is not None:
+                headers, proxy_headers = self._headers_by_proxy(self._proxy, headers)
             # aiohttp warns of large bytes; a file is written in pieces.
             large = len(request.body) > _LARGE_BODY_BYTES
             response = await session.post(
                 self._url,
                 data=io.BytesIO(request.body) if large else request.body,
                 headers=headers,
+                proxy_headers=proxy_headers,
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError) as error:
@@ -152,7 +164,20 @@ class Endpoint:
             # Gives the connection back if the body was read to its end, and closes it otherwise.
             response.release()
 
+    def _headers_by_proxy(
+        self, proxy: Proxy, headers: Mapping[str, str]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """What goes to the endpoint, and what only the proxy is told, in a CONNECT; http has but the one request for both."""
+        for_proxy = {"User-Agent": self._address.headers["User-Agent"]}
+        if proxy.authorization is not None:
+            for_proxy["Proxy-Authorization"] = proxy.authorization
+        sent = {**self._address.headers, **headers}
+        return (sent, for_proxy) if self._url.scheme == "https" else ({**sent, **for_proxy}, {})
+
     async def _receive(self, response: aiohttp.ClientResponse) -> Answer:
+        asked_by_proxy = response.status == _PROXY_AUTHENTICATION_REQUIRED and self._url.scheme == "http"
+        if self._proxy is not None and asked_by_proxy:
+            return self._refused_by_proxy(self._proxy, response.status)
         headers = self._headers(response)
         encoding = response.headers.get("Content-Encoding")
         pieces: list[bytes] = []
@@ -222,8 +247,11 @@ class Endpoint:
 
     def _overdue(self) -> Failure:
         if _stage.get() is _Stage.CONNECTING:
+            by = "" if self._proxy is None else f" through the proxy {self._proxy.url}"
             return Failure(
-                FailureKind.TIMEOUT, "timeout", f"no connection to {self._host} within {self._timeout:g} s"
+                FailureKind.TIMEOUT,
+                "timeout",
+                f"no connection to {self._host}{by} within {self._timeout:g} s",
             )
         return Failure(
             FailureKind.TIMEOUT,
@@ -234,6 +262,12 @@ class Endpoint:
 
     def _unanswered(self, error: Exception) -> Failure:
         """The failure of an attempt that brought no status. Says nothing of the error's own text, which may quote headers."""
+        if (
+            self._proxy is not None
+            and _stage.get() is _Stage.CONNECTING
+            and not isinstance(error, _TLS_ERRORS)
+        ):
+            return self._not_let_through(self._proxy, error)
         match error:
             case aiohttp.ClientConnectorCertificateError():
                 return Failure(
@@ -277,6 +311,40 @@ class Endpoint:
                     f"{self._host} closed the connection before it answered",
                     maybe_billed=sent,
                 )
+
+    def _not_let_through(self, proxy: Proxy, error: Exception) -> Failure:
+        """The failure of an attempt that never came as far as the endpoint."""
+        match error:
+            case aiohttp.ClientHttpProxyError():
+                return self._refused_by_proxy(proxy, error.status)
+            case aiohttp.ClientConnectorDNSError():
+                return Failure(
+                    FailureKind.MISDIRECTED, "host_unknown", f"the name of the proxy {proxy.url} is not known"
+                )
+            case aiohttp.ClientProxyConnectionError():
+                reason = error.os_error.strerror or type(error.os_error).__name__
+                message = f"cannot connect to the proxy {proxy.url}: {reason}"
+            case aiohttp.ConnectionTimeoutError():
+                message = f"no connection through the proxy {proxy.url} within {_CONNECT_S:g} s"
+            case aiohttp.ClientResponseError():
+                message = f"the proxy {proxy.url} answered with what is no HTTP"
+            case _:
+                message = f"the proxy {proxy.url} closed the connection before it was one to {self._host}"
+        return Failure(FailureKind.CONNECTION_ERROR, "connection_error", message)
+
+    def _refused_by_proxy(self, proxy: Proxy, status: int) -> Failure:
+        """What a proxy says itself. A no is one to the whole run; of a server that it cannot reach, or of haste, it may pass."""
+        if status == _PROXY_AUTHENTICATION_REQUIRED:
+            no = "the user and password of its variable" if proxy.authorization else "to serve without a user"
+            return Failure(
+                FailureKind.MISDIRECTED,
+                "proxy_refused",
+                f"the proxy {proxy.url} refuses {no} (HTTP {status})",
+            )
+        message = f"the proxy {proxy.url} does not connect to {self._host} (HTTP {status})"
+        if 400 <= status < 500 and status not in (408, 429):
+            return Failure(FailureKind.MISDIRECTED, "proxy_refused", message)
+        return Failure(FailureKind.CONNECTION_ERROR, "connection_error", message)
 
 
 class _Stage(Enum):

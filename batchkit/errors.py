@@ -5,7 +5,8 @@
     │   └── MissingExtraError       an optional part is not installed
     ├── RunStopped                  stopped early, nothing lost, start again to go on              exit 3
     │   ├── EndpointRefused         the key, the quota, the address: the next request fails alike
-    │   └── TooManyFailures         --max-failures was reached
+    │   ├── TooManyFailures         --max-failures was reached
+    │   └── MaxCostReached          the next attempt could pass --max-cost
     ├── JobError                    the job's files cannot be worked on                            exit 4
     │   ├── JobLocked               another run holds them
     │   ├── JobDamaged              a line is broken elsewhere than at the end
@@ -30,6 +31,7 @@ __all__ = [
     "JobError",
     "JobLocked",
     "JobMismatch",
+    "MaxCostReached",
     "MissingExtraError",
     "OutputFull",
     "OutputUnwritable",
@@ -83,6 +85,10 @@ class EndpointRefused(RunStopped):
 
 class TooManyFailures(RunStopped):
     """As many requests failed as --max-failures allows."""
+
+
+class MaxCostReached(RunStopped):
+    """The next attempt could cost more than is left of --max-cost."""
 
 
 class JobError(BatchkitError):

@@ -78,8 +78,9 @@ class Gauges:
     """The job at one moment, over all its runs but for what says otherwise.
 
     `total` is None while the input is still being counted. Rates are of this run's last half minute. `cost` is in USD
-    and None while no price is known; `cost_is_partial` says that some model has no price. `holding` is what holds the
-    run back: "server", "limit", "concurrency", "disk", "input" or "" for nothing. `detail` says it in words.
+    and None while no price is known; `cost_is_partial` says that some model has no price. `max_cost` is None where there is no
+    bound; with one, `cost` is all that counts against it. `holding` is what holds the
+    run back: "server", "limit", "concurrency", "cost", "disk", "input" or "" for nothing. `detail` says it in words.
     `seconds_left` is None until it can be told.
     """
 
@@ -95,6 +96,7 @@ class Gauges:
     holding: str
     detail: str
     seconds_left: float | None
+    max_cost: float | None = None
 
 
 class Observer(Protocol):

@@ -8,18 +8,21 @@ happened, leave files that say exactly what was answered.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import anyio
 
+from batchkit.accounts import build_summary
 from batchkit.audit import Audit
 from batchkit.endpoint import Endpoint
 from batchkit.engine.gate import Clock, SystemClock
 from batchkit.engine.monitor import Monitor, Readings
 from batchkit.engine.pipeline import Pipeline
+from batchkit.engine.purse import in_dollars
 from batchkit.engine.stop import Stop
 from batchkit.engine.writer import Writer
 from batchkit.errors import (
@@ -27,6 +30,7 @@ from batchkit.errors import (
     Interrupted,
     JobDamaged,
     JobMismatch,
+    OutputFull,
     RunStopped,
     TooManyFailures,
     UsageError,
@@ -35,21 +39,35 @@ from batchkit.events import Notice, Observer, RunFinished, RunStarted, RunStoppi
 from batchkit.formats import report as report_format, summary as summary_format
 from batchkit.formats.checkpoint import Checkpoint, encode_checkpoint
 from batchkit.formats.headers import EndpointAddress
+from batchkit.formats.prices import prices_to_json
 from batchkit.formats.requests import parse_line
 from batchkit.formats.results import OutputLine
-from batchkit.parts import affordable, build_delivery, new_job_id, open_address
+from batchkit.formats.spending import encode_spending
+from batchkit.parts import (
+    affordable,
+    build_delivery,
+    build_purse,
+    new_job_id,
+    open_address,
+    worst_cases_of,
+)
 from batchkit.records import BadLine, Line, Outcome, Request, RunHeader
 from batchkit.rules.pricing import PriceList, cost_of
+from batchkit.rules.spending import Spending
 from batchkit.rules.tally import Tally
+from batchkit.rules.tally_state import state_of
 from batchkit.settings import Credentials, Settings
 from batchkit.source import InputIdentity, Source
-from batchkit.state import AT_ONCE_BYTES, LEFT_AT_ONCE, JobState, build_summary, load_for_run, reopen_failures
+from batchkit.spent import read_authorised, refuse_unbounded, spent_before
+from batchkit.state import AT_ONCE_BYTES, LEFT_AT_ONCE, JobState, load_for_run, reopen_failures
 from batchkit.store import Store
 from batchkit.version import __version__
 
 __all__ = ["JobRun", "run_job", "write_derived"]
 
 _PATIENCE_S = 1.0
+_ASK_AGAIN_S = 1.0
+"""How often a full disk is asked whether there is room by now for what an attempt may cost."""
 _SIMULATED = "simulator"
 """What stands for the base URL of a simulated run, whose port changes from run to run."""
 
@@ -123,14 +141,20 @@ class JobRun:
             simulated=settings.simulate,
             version=__version__,
             concurrency=settings.concurrency,
+            prices=prices_to_json(settings.given_prices),
         )
         # The first line that this run writes into each of the two files says what the run was started with, so that
         # whoever folds a file meets the run before its lines.
         self._headed: set[bool] = set()
         self._prices = PriceList(
-            at=self._header.started_at, base_url="" if settings.simulate else address.base_url
+            at=self._header.started_at,
+            base_url="" if settings.simulate else address.base_url,
+            given=settings.given_prices,
         )
         self._prices_ready = False
+        self._worst_cases = worst_cases_of(settings, self._prices)
+        self._spending: Spending | None = None
+        """What may still be spent, in a run with a `max_cost`."""
         self._state = JobState()
         self._pipeline: Pipeline | None = None
         self._job_id = ""
@@ -157,6 +181,9 @@ class JobRun:
             self._resumed = True
         if state.killed and state.run is not None:
             self._header = replace(self._header, in_flight_before=state.run.concurrency)
+        capped_before = state.run is not None and state.run.max_cost is not None
+        if settings.max_cost is not None or capped_before or self._store.paths.spending.exists():
+            await self._reckon()
         if settings.retry_failed:
             # Only now: a run that is refused leaves everything as it was.
             reopened = await self._clock.in_thread(lambda: reopen_failures(self._store, self._identity))
@@ -168,6 +195,52 @@ class JobRun:
         state.status, state.stop_reason = "running", None
         state.tally.begin_run(self._header)
         state.run = self._header
+
+    async def _reckon(self) -> None:
+        """See what runs before have spent, and whether the rest can be bounded; for which all of it must be added up."""
+        settings, state, store = self._settings, self._state, self._store
+        await self._read_prices()
+        if state.audit is not None and state.audit.add_up:
+            await self._add_up(state.audit)
+        cap = settings.cost_cap
+        authorised = read_authorised(store, state.run)
+        before = spent_before(state, self._prices, authorised, capped=cap is not None)
+        self._header = replace(self._header, max_cost=cap, unseen_cost=before.unseen)
+        if before.unseen:
+            store.notices.append(
+                f"runs before may have spent {in_dollars(before.unseen)} of which no line tells: it counts as spent"
+            )
+        if cap is None:
+            return
+        if self._identity.size is not None:
+            await refuse_unbounded(
+                self._source,
+                state,
+                self._worst_cases,
+                self._header.defaults,
+                limit=settings.limit,
+                again=settings.retry_failed,
+                stop=self._stop,
+                in_thread=self._clock.in_thread,
+                tell=lambda message: self._monitor.emit(Notice(message)),
+            )
+        self._spending = Spending(cap, before.total)
+
+    async def _authorise(self, amount: Decimal) -> bool:
+        """Write down that so much may be spent. False where the run stopped before there was room for it."""
+        data = encode_spending(amount)
+        told = False
+        while self._stop.cause is None:
+            try:
+                await self._clock.in_thread(lambda: self._store.write_spending(data))
+            except OutputFull as error:
+                if not told:
+                    told = True
+                    self._monitor.emit(Notice(f"{error.args[0]} No attempt starts until there is room."))
+                await self._clock.sleep(_ASK_AGAIN_S)
+            else:
+                return True
+        return False
 
     def _refuse_other_settings(self, job_id: str, before: RunHeader | None) -> None:
         settings = self._settings
@@ -197,20 +270,25 @@ class JobRun:
     async def _refuse_other_input(self, state: JobState) -> None:
         """Compare each line that is done with what was answered. Only after the input's file was touched, or by a scan."""
         end = state.done.end
+        first_open = next((stop for start, stop in state.done.intervals() if start == 0), 0)
         following = 0
-        async for batch in self._source.batches():
-            if self._stop.cause is not None:
-                raise self._stop.cause
-            for line in batch:
-                following = line.index + 1
-                state.is_unchanged(line)
-            if following >= end:
-                break
+        async with aclosing(self._source.checksums()) as pieces:
+            async for index, offset, checksums in pieces:
+                if self._stop.cause is not None:
+                    raise self._stop.cause
+                state.refuse_changed(index, checksums)
+                if index <= first_open:
+                    state.index, state.offset = index, offset
+                following = index + len(checksums)
+                if following >= end:
+                    break
         if following < end:
             raise JobMismatch(
                 f"the input ends at line {following}, but the output has an answer to line {end}: the input was cut, or it is "
                 "another. Nothing was sent. Give the input as it was, or another output."
             )
+        # Compared once is enough.
+        state.checksums = None
 
     async def work(self, endpoint: Endpoint) -> dict[str, Any]:
         """Send what is not done, to the end of the input or of the run. Returns the summary."""
@@ -223,8 +301,12 @@ class JobRun:
         )
         stop.told = self._tell_stop
         concurrency = affordable(settings.concurrency, monitor)
+        spending = self._spending
+        purse = None
+        if spending is not None:
+            purse = build_purse(spending, self._worst_cases, stop, clock, monitor, self._authorise)
         gate, delivery = build_delivery(
-            endpoint, settings, self._job_id, stop, clock, monitor, resumed=self._resumed
+            endpoint, settings, self._job_id, stop, clock, monitor, resumed=self._resumed, purse=purse
         )
         writer = Writer(
             append=self._append,
@@ -261,6 +343,7 @@ class JobRun:
             lambda: state.ended,
             lambda: state.to_do,
             self._cost_so_far,
+            None if spending is None else float(spending.cap),
         )
         monitor.emit(
             RunStarted(
@@ -347,7 +430,7 @@ class JobRun:
                 errors_bytes=errors_bytes,
                 superseded=state.superseded,
                 done=tuple(state.done.intervals()),
-                tally=state.tally.state(),
+                tally=state_of(state.tally),
                 run=self._header,
                 input_index=position[0],
                 input_offset=position[1],
@@ -374,18 +457,22 @@ class JobRun:
         """Look at the earlier lines of a large job, and add them up if that is still to be done."""
         state = self._state
         if state.audit is not None:
-            if state.audit.add_up:
-                self._monitor.emit(Notice(f"adding up {sum(state.unadded):,} earlier lines beside the run"))
             try:
-                earlier = await self._read_beside(state.audit)
+                await self._add_up(state.audit)
             except JobDamaged as damage:
                 self._stop.request(damage)
             else:
-                if earlier is not None:
-                    state.tally.merge(earlier)
-                state.audit, state.unadded = None, (0, 0)
                 self._stop_at_most_failures()
         self._audited.set()
+
+    async def _add_up(self, audit: Audit) -> None:
+        state = self._state
+        if audit.add_up:
+            self._monitor.emit(Notice(f"adding up {sum(state.unadded):,} earlier lines"))
+        earlier = await self._read_beside(audit)
+        if earlier is not None:
+            state.tally.merge(earlier)
+        state.audit, state.unadded = None, (0, 0)
 
     async def _read_prices(self) -> None:
         """Read the price list off the event loop."""
@@ -393,6 +480,8 @@ class JobRun:
         self._prices_ready = True
 
     def _cost_so_far(self) -> tuple[float | None, bool]:
+        if self._spending is not None:
+            return float(self._spending.spent), False
         if not self._prices_ready:
             return None, False
         cost = cost_of(self._state.tally, self._prices)
@@ -416,6 +505,10 @@ class JobRun:
         elif cause is not None:
             state.status = "stopped"
             state.stop_reason = cause.code if isinstance(cause, RunStopped) else type(cause).__name__
+        if self._spending is not None and not writer_failed:
+            # Whoever cannot write it leaves more standing there than was spent, which is no danger.
+            with suppress(BatchkitError):
+                store.write_spending(encode_spending(self._spending.used))
         if state.audit is not None and state.audit.add_up and cause is not None:
             # Left before the earlier lines were added up: no totals are better than wrong ones.
             self._monitor.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -73,6 +73,10 @@ class JobPaths:
         return self.beside(".checkpoint.json")
 
     @property
+    def spending(self) -> Path:
+        return self.beside(".spending.json")
+
+    @property
     def summary(self) -> Path:
         return self.beside(".summary.json")
 
@@ -96,11 +100,11 @@ class JobPaths:
 class ScannedLines:
     """What a scan reads of a run of lines: the indexes, the checksums of their input lines, and the lines with a run header."""
 
-    indexes: list[int]
+    indexes: Sequence[int]
     input_crc32s: array[int]
     headed: list[OutputLine]
-    end: int
-    """The byte behind the last of them."""
+    size: int
+    """Their bytes."""
 
 
 def scan_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[ScannedLines]:
@@ -113,7 +117,7 @@ def scan_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[
             indexes, input_crc32s = scan_lines(lines)
         except BrokenLineError as error:
             raise _damaged(path, offset + sum(map(len, lines[: error.at])), error) from error
-        yield ScannedLines(indexes, input_crc32s, headed_lines(lines), offset + sum(map(len, lines)))
+        yield ScannedLines(indexes, input_crc32s, headed_lines(lines), sum(map(len, lines)))
 
 
 def check_output(path: Path, start: int = 0, end: int | None = None) -> None:

@@ -6,25 +6,40 @@ import random
 import resource
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from decimal import Decimal
 
 from batchkit.endpoint import Endpoint
 from batchkit.engine.delivery import Delivery
 from batchkit.engine.gate import Clock, Gate
 from batchkit.engine.monitor import Monitor
+from batchkit.engine.purse import Purse
 from batchkit.engine.stop import Stop
 from batchkit.events import Notice
+from batchkit.formats.gateways import read_config
 from batchkit.formats.headers import EndpointAddress, endpoint_address
+from batchkit.formats.requests import sent_body
 from batchkit.rules.pacing import Pacer
+from batchkit.rules.pricing import PriceList
 from batchkit.rules.retry import RetryPolicy
 from batchkit.rules.retry_budget import RetryBudget
+from batchkit.rules.spending import Spending
 from batchkit.rules.stopping import StopRule
 from batchkit.rules.tracing import Tracer
-from batchkit.settings import Credentials, Settings, choose_base_url, keys_within
+from batchkit.rules.worst_case import WorstCases
+from batchkit.settings import Credentials, Settings, choose_base_url, choose_proxy, keys_within
 from batchkit.simulator.process import EmbeddedSimulator
 from batchkit.version import __version__
 
-__all__ = ["affordable", "build_delivery", "new_job_id", "open_address"]
+__all__ = [
+    "affordable",
+    "build_delivery",
+    "build_purse",
+    "new_job_id",
+    "open_address",
+    "worst_cases_of",
+]
 
 _SPARE_DESCRIPTORS = 64
 
@@ -36,8 +51,9 @@ async def open_address(
     if settings.simulate:
         simulator = await parts.enter_async_context(EmbeddedSimulator())
         return endpoint_address(simulator.base_url, version=__version__, timeout=settings.timeout)
+    base_url = choose_base_url(settings, credentials)
     return endpoint_address(
-        choose_base_url(settings, credentials),
+        base_url,
         version=__version__,
         timeout=settings.timeout,
         openai_api_key=credentials.openai_api_key,
@@ -49,6 +65,7 @@ async def open_address(
         cache_namespace=settings.cache_namespace,
         cache_force_refresh=settings.cache_force_refresh,
         config_keys=keys_within(settings.portkey_config),
+        proxy=choose_proxy(settings, credentials, base_url),
     )
 
 
@@ -61,8 +78,12 @@ def build_delivery(
     monitor: Monitor,
     *,
     resumed: bool = False,
+    purse: Purse | None = None,
 ) -> tuple[Gate, Delivery]:
-    """What brings single requests to their outcomes, with the gate in front of it; `resumed` after earlier runs."""
+    """What brings single requests to their outcomes, with the gate in front of it; `resumed` after earlier runs.
+
+    `purse` pays for attempts where the run has a `max_cost`.
+    """
     gate = Gate(Pacer(settings.rpm, settings.tpm), clock, stop)
     delivery = Delivery(
         endpoint.attempt,
@@ -75,9 +96,36 @@ def build_delivery(
         clock=clock,
         jitter=random.random,
         emit=monitor.emit,
+        purse=purse,
     )
     endpoint.connected = delivery.connected
     return gate, delivery
+
+
+def worst_cases_of(settings: Settings, prices: PriceList) -> WorstCases:
+    """What attempts can cost at these prices, with what a Portkey config lets the gateway make of them."""
+    config = read_config(settings.portkey_config)
+    return WorstCases(prices, attempts=config.attempts, overrides=config.overrides)
+
+
+def build_purse(
+    spending: Spending,
+    worst_cases: WorstCases,
+    stop: Stop,
+    clock: Clock,
+    monitor: Monitor,
+    authorise: Callable[[Decimal], Awaitable[bool]],
+) -> Purse:
+    """What pays for attempts; `authorise` writes down what may be spent, before it is."""
+    return Purse(
+        spending,
+        worst_cases,
+        body_of=sent_body,
+        authorise=authorise,
+        stop=stop,
+        clock=clock,
+        emit=monitor.emit,
+    )
 
 
 def new_job_id(started_at: float) -> str:

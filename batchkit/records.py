@@ -117,6 +117,7 @@ class BadLine:
     code: str
     message: str
     input_crc32: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,15 @@ import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 from urllib.parse import urlsplit
 
 from batchkit.errors import UsageError
 from batchkit.formats.headers import SHORTEST_KEY
+from batchkit.formats.prices import decode_prices, prices_of
+from batchkit.formats.proxies import Proxy, keys_of_proxies, proxy_for, proxy_variables
 from batchkit.formats.requests import HEADER_TEXT_CHARS, is_header_text
 from batchkit.records import METADATA_VALUE_CHARS
 from batchkit.rules.retry import DEFAULT_MAX_ATTEMPTS
@@ -36,7 +40,9 @@ __all__ = [
     "RunSettings",
     "Settings",
     "choose_base_url",
+    "choose_proxy",
     "keys_within",
+    "read_prices",
 ]
 
 DEFAULT_CONCURRENCY = 256
@@ -54,6 +60,7 @@ Progress = Literal["auto", "bar", "log", "off"]
 
 _LOCAL_ENDINGS = (".localhost", ".local", ".internal")
 _TEXTS = frozenset(("base_url", "model", "job_id", "portkey_config", "portkey_provider", "cache_namespace"))
+_MOST_DOLLARS = 10**12
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 _KEY = re.compile(r"[\x21-\x7e]+")
 _KEY_FILE_BYTES = 16 * 1024
@@ -75,8 +82,10 @@ class RunSettings(TypedDict, total=False):
     tpm: float | None
     timeout: float
     max_attempts: int
+    max_cost: Decimal | float | str | None
     max_failures: int | str | None
     limit: int | None
+    prices: str | os.PathLike[str] | Mapping[str, Mapping[str, Any]]
     retry_failed: bool
     overwrite: bool
     job_id: str | None
@@ -87,6 +96,7 @@ class RunSettings(TypedDict, total=False):
     cache_namespace: str | None
     cache_force_refresh: bool
     allow_http: bool
+    trust_env: bool
     allow_growth: bool
     force: bool
     rescan: bool
@@ -114,10 +124,14 @@ class Settings:
     """Seconds for one attempt, from sending to the last byte."""
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
     """Attempts a request may spend on transient faults; being rate limited is no fault."""
+    max_cost: Decimal | float | str | None = None
+    """The most, in US dollars, that all runs of the job together may cost: no attempt starts that could pass it."""
     max_failures: int | str | None = None
     """Stop the run when so many requests of the job have failed: a number, or a share as in "5%"."""
     limit: int | None = None
     """Only the first so many requests; None is all."""
+    prices: str | os.PathLike[str] | Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Prices that come before the price list's, by model (`formats.prices` tells the keys), or the TOML file they stand in."""
     retry_failed: bool = False
     """Work through the job's failures once more."""
     overwrite: bool = False
@@ -138,6 +152,8 @@ class Settings:
     """Have Portkey refresh its cache."""
     allow_http: bool = False
     """Plain http also to addresses that are neither loopback nor private."""
+    trust_env: bool = False
+    """Send through the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name; no other file or variable is heeded."""
     allow_growth: bool = False
     """Go on although the input has become longer; its earlier lines must be as they were."""
     force: bool = False
@@ -146,6 +162,9 @@ class Settings:
     """Rebuild the checkpoint from the output files, although they are shorter than it says."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.prices, str | os.PathLike):
+            # Read once: what was given may be a pipe, and a run is priced alike from its beginning to its end.
+            object.__setattr__(self, "prices", read_prices(self.prices))
         for each in fields(self):
             self._check_type(each.name, each.default)
         self._check_number("concurrency", least=1)
@@ -157,6 +176,8 @@ class Settings:
                 continue
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
                 raise UsageError(f"{name} is {value!r}; it is a number above 0")
+        object.__setattr__(self, "max_cost", self.cost_cap)
+        object.__setattr__(self, "prices", self.given_prices)
         if self.progress not in get_args(Progress):
             raise UsageError(f"progress is {self.progress!r}; it is one of {', '.join(get_args(Progress))}")
         if self.simulate and self.base_url is not None:
@@ -191,6 +212,15 @@ class Settings:
         return cls(**values)
 
     @property
+    def given_prices(self) -> Mapping[str, Mapping[str, Decimal]]:
+        """`prices` as numbers, by model and `prompt`, `completion`, … in US dollars."""
+        assert isinstance(self.prices, Mapping)
+        try:
+            return prices_of(self.prices)
+        except ValueError as error:
+            raise UsageError(f"prices: {error}") from error
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """The body fields to fill in where a record has none."""
         return dict(self.set) if self.model is None else {"model": self.model, **self.set}
@@ -216,6 +246,20 @@ class Settings:
                 f'max_failures is {bound!r}; it is a number of requests as in 100, or a share as in "5%"'
             )
         return max(1.0, requests * number / 100) if share else number
+
+    @property
+    def cost_cap(self) -> Decimal | None:
+        """`max_cost` as it was meant: 0.1 is a tenth, and not what a float makes of it."""
+        value = self.max_cost
+        if value is None:
+            return None
+        try:
+            amount = Decimal("NaN" if isinstance(value, bool) else str(value).strip())
+        except InvalidOperation:
+            amount = Decimal("NaN")
+        if not amount.is_finite() or not 0 < amount <= _MOST_DOLLARS:
+            raise UsageError(f"max_cost is {value!r}; it is an amount of US dollars above 0, as 12.50")
+        return amount
 
     def _check_type(self, name: str, default: Any) -> None:
         """Flags, texts and tables; a number, and what may be one, is checked where its bounds are."""
@@ -275,6 +319,8 @@ class Credentials:
     openai_api_key: str | None = field(default=None, repr=False)
     portkey_base_url: str = PORTKEY_BASE_URL
     openai_base_url: str = OPENAI_BASE_URL
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The variables that name proxies, which a run heeds where `trust_env` says so; they may hold passwords."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Credentials:
@@ -291,6 +337,7 @@ class Credentials:
             _key(environ, "OPENAI_API_KEY"),
             environ.get("PORTKEY_BASE_URL", "").strip() or PORTKEY_BASE_URL,
             environ.get("OPENAI_BASE_URL", "").strip() or OPENAI_BASE_URL,
+            proxy_variables(environ),
         )
 
     @property
@@ -341,6 +388,16 @@ def _read_key_file(path: str, source: str) -> str:
     return key
 
 
+def read_prices(path: str | os.PathLike[str]) -> dict[str, dict[str, Decimal]]:
+    """The prices in a TOML file. Raises UsageError that names the file, the key and what is expected there."""
+    try:
+        return decode_prices(Path(path).read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read the price file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"the price file {path}: {error}") from error
+
+
 def keys_within(config: str | None) -> tuple[str, ...]:
     """The keys that a Portkey config holds where it is JSON: the texts under names such as `api_key`, however deep."""
     if config is None or not config.startswith("{"):
@@ -381,9 +438,20 @@ def choose_base_url(settings: Settings, credentials: Credentials) -> str:
     return _checked(base_url.rstrip("/"), allow_http=settings.allow_http)
 
 
+def choose_proxy(settings: Settings, credentials: Credentials, base_url: str) -> Proxy | None:
+    """What stands before the endpoint, where the run heeds the environment's proxies; None sends straight there.
+
+    Raises UsageError, which shows no password, for a variable that names no http proxy.
+    """
+    return proxy_for(base_url, credentials.proxies) if settings.trust_env else None
+
+
 def _refuse_misplaced_keys(settings: Settings, base_url: str, credentials: Credentials) -> None:
     """What a run was started with stands in its output. A config does not, and a virtual key is the name of a provider too."""
-    for key in (credentials.portkey_api_key, credentials.openai_api_key):
+    keys = [credentials.portkey_api_key, credentials.openai_api_key]
+    if settings.trust_env:
+        keys += keys_of_proxies(credentials.proxies)
+    for key in keys:
         if key is None or len(key) < SHORTEST_KEY:
             continue
         if key in base_url:

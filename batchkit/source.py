@@ -13,11 +13,13 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from array import array
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
+from zlib import crc32
 
 from anyio import to_thread, wait_readable
 
@@ -58,23 +60,33 @@ class LineSplitter:
         self._rest_size = 0
 
     def feed(self, piece: bytes) -> list[Line]:
-        """The lines that `piece` completes."""
-        *complete, rest = piece.split(b"\n")
+        """The lines that `piece` completes; an empty one is the end of the input, which completes the last."""
+        index, offset = self.position
         lines = []
-        for part in complete:
-            line = self._line(part)
-            if line is not None:
-                lines.append(line)
-        if rest:
-            self._keep(rest)
+        for raw, size in zip(*self.cut(piece), strict=True):
+            if raw != b"":
+                lines.append(Line(index, offset, raw))
+            index += 1
+            offset += size
         return lines
 
-    def finish(self) -> list[Line]:
-        """The last line, where the input ends without a newline."""
-        if not self._rest_size:
-            return []
-        line = self._line(b"")
-        return [] if line is None else [line]
+    def cut(self, piece: bytes) -> tuple[list[bytes | None], list[int]]:
+        """As `feed`, but of each line only its `raw`, empty for a blank one; and how many bytes it took."""
+        if not piece and self._rest_size:
+            piece = b"\n"
+        *complete, rest = piece.split(b"\n")
+        sizes = [len(part) + 1 for part in complete]
+        raws = [part.strip() if len(part) <= self._max else None for part in complete]
+        if complete:
+            sizes[0] += self._rest_size
+            raws[0] = self._first(complete[0])
+            self._rest.clear()
+            self._rest_size = 0
+            self._index += len(complete)
+            self._offset += sum(sizes)
+        if rest:
+            self._keep(rest)
+        return raws, sizes
 
     @property
     def position(self) -> tuple[int, int]:
@@ -89,22 +101,12 @@ class LineSplitter:
             # Too long to be a request: its bytes are counted, not kept.
             self._rest.clear()
 
-    def _line(self, last: bytes) -> Line | None:
-        size = self._rest_size + len(last)
-        raw: bytes | None
-        if size > self._max:
-            raw = None
-        else:
-            raw = b"".join((*self._rest, last)) if self._rest else last
-            if self._index == 0 and raw.startswith(_BOM):
-                raw = raw[len(_BOM) :]
-            raw = raw.strip()
-        index, offset = self._index, self._offset
-        self._index += 1
-        self._offset += size + 1
-        self._rest.clear()
-        self._rest_size = 0
-        return None if raw == b"" else Line(index, offset, raw)
+    def _first(self, last: bytes) -> bytes | None:
+        """The line that `last` completes, which alone may have begun earlier, or with the input."""
+        if self._rest_size + len(last) > self._max:
+            return None
+        raw = b"".join((*self._rest, last))
+        return (raw.removeprefix(_BOM) if self._index == 0 else raw).strip()
 
 
 class Source:
@@ -139,7 +141,7 @@ class Source:
             return InputIdentity(self.path)
         return InputIdentity(os.path.abspath(self.path), status.st_size, status.st_mtime_ns)  # noqa: PTH100 - a string
 
-    async def batches(self, index: int = 0, offset: int = 0) -> AsyncIterator[list[Line]]:
+    async def batches(self, index: int = 0, offset: int = 0) -> AsyncGenerator[list[Line]]:
         """The lines from the one at `index`, which begins at byte `offset`, a piece's worth at a time.
 
         A compressed input or a pipe is read from its beginning all the same, and lines before `index` are left out.
@@ -164,17 +166,50 @@ class Source:
         for batch in self._lines(0, 0):
             yield from batch
 
+    async def checksums(self) -> AsyncGenerator[tuple[int, int, array[int]]]:
+        """The CRC-32 of every line's `raw`, 0 for lines that are blank or over the cap: a piece's worth at a time.
+
+        In front of them stand the index and the byte offset of their first line.
+        """
+        async with aclosing(self._cuts()) as cuts:
+            async for index, offset, raws in cuts:
+                yield index, offset, array("I", [0 if raw is None else crc32(raw) for raw in raws])
+
     async def count(self) -> int:
         """How many requests the whole input holds: its lines that are not blank. Reads all of it."""
-        pieces = self._lines(0, 0)
         total = 0
-        with closing(pieces):
-            while (batch := await self._in_thread(partial(next, pieces, None))) is not None:
-                total += len(batch)
+        async with aclosing(self._cuts()) as cuts:
+            async for _, _, raws in cuts:
+                total += len(raws) - raws.count(b"")
         return total
+
+    async def _cuts(self) -> AsyncGenerator[tuple[int, int, list[bytes | None]]]:
+        """What `LineSplitter.cut` finds in each piece, behind the index and the offset of its first line."""
+
+        def cut() -> Generator[tuple[int, int, list[bytes | None]]]:
+            with closing(self._pieces(0, 0)) as pieces:
+                for splitter, piece in pieces:
+                    index, offset = splitter.position
+                    yield index, offset, splitter.cut(piece)[0]
+
+        with closing(cut()) as cuts:
+            while (found := await self._in_thread(partial(next, cuts, None))) is not None:
+                yield found
 
     def _lines(self, index: int, offset: int) -> Generator[list[Line]]:
         """Lists of lines, one for each piece read; empty lists where a line is longer than a piece."""
+        with closing(self._pieces(index, offset)) as pieces:
+            for splitter, piece in pieces:
+                lines = splitter.feed(piece)
+                if lines and lines[0].index < index:
+                    lines = [line for line in lines if line.index >= index]
+                yield lines
+
+    def _pieces(self, index: int, offset: int) -> Generator[tuple[LineSplitter, bytes]]:
+        """The pieces of the input, the last one empty, each with what is to cut it.
+
+        They begin at the line told where the input can be sought, else at the first.
+        """
         with ExitStack() as files:
             stream, seekable = self._open(files)
             if seekable and offset:
@@ -192,8 +227,7 @@ class Source:
                         "What was answered is safe; mend the input and start again.",
                         code="input_unreadable",
                     ) from error
-                lines = splitter.feed(piece) if piece else splitter.finish()
-                yield lines if seekable or not index else [line for line in lines if line.index >= index]
+                yield splitter, piece
                 if not piece:
                     return
 

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 from batchkit.audit import Audit
 from batchkit.errors import BatchkitError, JobDamaged, JobMismatch
-from batchkit.formats import summary as summary_format
-from batchkit.formats.checkpoint import Checkpoint, decode_checkpoint
+from batchkit.formats.checkpoint import Checkpoint, decode_checkpoint, decode_standing
 from batchkit.formats.results import OutputLine
-from batchkit.outputs import JobPaths, lock_holder, read_output, scan_output
+from batchkit.outputs import JobPaths, lock_holder, read_output
 from batchkit.records import Line, RunHeader
-from batchkit.rules.pricing import PriceList, cost_of
+from batchkit.rules.groups import Groups
 from batchkit.rules.progress import DoneIndexes
 from batchkit.rules.tally import Tally
+from batchkit.rules.tally_state import tally_of
+from batchkit.scanning import scan_from_both_ends
 from batchkit.source import InputIdentity, Source
 from batchkit.store import Store
 
@@ -30,7 +31,6 @@ __all__ = [
     "AT_ONCE_BYTES",
     "LEFT_AT_ONCE",
     "JobState",
-    "build_summary",
     "load_for_run",
     "read_state",
     "reopen_failures",
@@ -43,7 +43,7 @@ class JobState:
 
     `job_id` is None for one that has no line yet. `run` is what the latest run was started with. `total` counts the
     requests of the input, None while they are not counted, and `limit` is how many of them are asked for. `index` and `offset` are a line of the input before which all
-    is done. `checksums` are those of the input's lines by index, None where a checkpoint stands for them.
+    is done. `checksums` are those of the input's lines by index, None where a checkpoint stands for them or once they were compared.
     """
 
     job_id: str | None = None
@@ -62,6 +62,8 @@ class JobState:
     checksums: array[int] | None = None
     audit: Audit | None = None
     """What is still to be read of earlier lines; with `add_up`, the tally does not have them yet."""
+    groups: Groups | None = None
+    """What is added up beside the tally, where it is asked for."""
     unadded: tuple[int, int] = (0, 0)
     """Results and failures that the tally does not have yet."""
 
@@ -83,7 +85,7 @@ class JobState:
         """Begin with a checkpoint. Raises ValueError for a tally or intervals that cannot be."""
         return cls(
             checkpoint.job_id,
-            Tally.from_state(checkpoint.tally),
+            tally_of(checkpoint.tally),
             DoneIndexes(checkpoint.done),
             checkpoint.run,
             checkpoint.total,
@@ -99,6 +101,8 @@ class JobState:
         """Add lines to the totals; `superseded` ones are failures whose requests were asked again."""
         for line in lines:
             self._meet(line)
+            if self.groups is not None:
+                self.groups.add(line.outcome, superseded=superseded)
             if superseded:
                 self.tally.add_superseded(line.outcome)
                 continue
@@ -108,31 +112,25 @@ class JobState:
     def scan(self, path: Path, tell: Callable[[str], None]) -> int:
         """Mark the lines of a file done, without adding them up; how many there are. `tell` hears how far it is."""
         count = 0
-        unmarked: list[int] = []
-        size, told_at = path.stat().st_size, 0
-        for lines in scan_output(path):
-            if lines.end - told_at >= _TOLD_BYTES:
-                told_at = lines.end
+        size, read, told_at = path.stat().st_size, 0, 0
+        for lines in scan_from_both_ends(path):
+            read += lines.size
+            if read - told_at >= _TOLD_BYTES:
+                told_at = read
                 tell(
-                    f"there is no checkpoint to go by: {told_at / 1e9:.1f} of {size / 1e9:.1f} GB of {path.name} read"
+                    f"there is no checkpoint to go by: {read / 1e9:.1f} of {size / 1e9:.1f} GB of {path.name} read"
                 )
             checksums = self._checksums_up_to(max(lines.indexes, default=-1))
             for index, input_crc32 in zip(lines.indexes, lines.input_crc32s, strict=True):
                 checksums[index] = input_crc32
             for line in lines.headed:
                 self._meet(line)
+            # Requests end nearly in order: so many more together than are in flight make long intervals.
+            twice = self.done.add_all(lines.indexes)
+            if twice is not None:
+                raise _doubled(twice)
             count += len(lines.indexes)
-            unmarked += lines.indexes
-            if len(unmarked) >= _MARKED_TOGETHER:
-                self._mark_all(unmarked)
-                unmarked.clear()
-        self._mark_all(unmarked)
         return count
-
-    def _mark_all(self, indexes: list[int]) -> None:
-        twice = self.done.add_all(indexes)
-        if twice is not None:
-            raise _doubled(twice)
 
     def _mark(self, index: int, input_crc32: int) -> None:
         if not self.done.add(index):
@@ -166,14 +164,19 @@ class JobState:
         """Whether a line is done already. Raises JobMismatch if it is, but not as it stands in the input now."""
         if line.index not in self.done:
             return False
-        if self.checksums is not None:
-            now = 0 if line.raw is None else crc32(line.raw)
-            if self.checksums[line.index] != now:
+        self.refuse_changed(line.index, array("I", [0 if line.raw is None else crc32(line.raw)]))
+        return True
+
+    def refuse_changed(self, index: int, checksums: array[int]) -> None:
+        """Compare lines of the input, from `index` on, with those that are done. Raises JobMismatch at the first other one."""
+        if self.checksums is None or checksums == (then := self.checksums[index : index + len(checksums)]):
+            return
+        for at, (before, now) in enumerate(zip(then, checksums, strict=False), index):
+            if before != now and at in self.done:
                 raise JobMismatch(
-                    f"line {line.index + 1} of the input is not the one that was answered: the input was edited, or it is "
+                    f"line {at + 1} of the input is not the one that was answered: the input was edited, or it is "
                     "another. Nothing was sent. Give the input as it was, or another output, or begin anew with --overwrite."
                 )
-        return True
 
 
 def _doubled(index: int) -> JobDamaged:
@@ -185,8 +188,6 @@ def _doubled(index: int) -> JobDamaged:
 LEFT_AT_ONCE = "left_at_once"
 """The stop reason of a run that was told twice to stop, and did not wait for the answers on their way."""
 _TOLD_BYTES = 512 << 20
-_MARKED_TOGETHER = 1 << 16
-"""Requests end nearly in order: many more than are in flight make long intervals."""
 AT_ONCE_BYTES = 32 << 20
 """Files up to this size are read whole before a run begins, which takes a second at most."""
 
@@ -233,10 +234,10 @@ def load_for_run(
 def _ended_by_itself(store: Store) -> bool:
     """Whether the checkpoint says how the last run ended."""
     try:
-        checkpoint = decode_checkpoint(store.read_checkpoint() or b"")
-    except (ValueError, KeyError, TypeError):
+        standing = decode_standing(store.read_checkpoint() or b"")
+    except ValueError:
         return False
-    return checkpoint.status != "running" and checkpoint.stop_reason != LEFT_AT_ONCE
+    return standing.status != "running" and standing.stop_reason != LEFT_AT_ONCE
 
 
 def reopen_failures(store: Store, identity: InputIdentity) -> JobState | None:
@@ -278,27 +279,47 @@ def _usable(store: Store, identity: InputIdentity) -> Checkpoint | None:
     return checkpoint
 
 
-def read_state(output: Path, *, held: bool = False, from_files_alone: bool = False) -> JobState:
+def read_state(
+    output: Path, *, held: bool = False, from_files_alone: bool = False, groups: Groups | None = None
+) -> JobState:
     """The state of a job, read without disturbing the run that may be working on it.
 
     `held` says that the caller itself holds the job's lock, so that no run can. `from_files_alone` leaves the checkpoint's
-    totals aside. Raises JobDamaged where the files cannot be read.
+    totals aside, and so do `groups`, to which all lines are added. Raises JobDamaged where the files cannot be read.
     """
     paths = JobPaths(output)
-    try:
-        checkpoint = decode_checkpoint(paths.checkpoint.read_bytes())
-        state = JobState.of(checkpoint)
-        is_ahead = (
-            _size(paths.results) < checkpoint.results_bytes or _size(paths.errors) < checkpoint.errors_bytes
+    checkpoint, state, is_ahead = None, JobState(), False
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        data = paths.checkpoint.read_bytes()
+        standing = decode_standing(data)
+        state = JobState(
+            total=standing.total,
+            limit=standing.limit,
+            status=standing.status,
+            stop_reason=standing.stop_reason,
         )
-    except (OSError, ValueError, KeyError, TypeError):
-        checkpoint, state, is_ahead = None, JobState(), False
+        is_ahead = (
+            _size(paths.results) < standing.results_bytes or _size(paths.errors) < standing.errors_bytes
+        )
+        # One of an earlier version ends here: how the job stands is known, and its totals are those of the lines.
+        usable = decode_checkpoint(data)
+        checkpoint, state = usable, JobState.of(usable)
     if is_ahead:
         # What was cut off is no longer the job's, nor is the word that it was complete.
         state.status, state.stop_reason = "running", None
-    if checkpoint is None or is_ahead or from_files_alone or checkpoint.superseded != len(paths.superseded()):
+    if (
+        checkpoint is None
+        or is_ahead
+        or from_files_alone
+        or groups is not None
+        or checkpoint.superseded != len(paths.superseded())
+    ):
         state = JobState(
-            total=state.total, limit=state.limit, status=state.status, stop_reason=state.stop_reason
+            total=state.total,
+            limit=state.limit,
+            status=state.status,
+            stop_reason=state.stop_reason,
+            groups=groups,
         )
         for path in paths.superseded():
             state.fold(read_output(path), superseded=True)
@@ -332,43 +353,3 @@ def _count_again(run: RunHeader) -> int | None:
         return sum(1 for _ in source.lines())
     except BatchkitError:
         return None
-
-
-def build_summary(state: JobState, prices: PriceList) -> dict[str, Any]:
-    """The job's summary, in the shape of the summary file."""
-    tally = state.tally
-    cost = cost_of(tally, prices)
-    latency = tally.latency
-    totals = summary_format.Totals(
-        succeeded=tally.succeeded,
-        failed=tally.failed,
-        attempts=tally.attempts,
-        by_reason=tally.by_reason,
-        truncated=tally.truncated,
-        models={
-            name: summary_format.ModelFigures(model.requests, model.usage, cost.by_model[name])
-            for name, model in tally.models.items()
-        },
-        unknown_usage=tally.unknown,
-        known_cost=cost.known_total,
-        dearest=cost.dearest,
-        unpriced_models=cost.unpriced_models,
-        price_list=prices.name if tally.models else None,
-        latency_s=None if latency is None else (latency.p50, latency.p90, latency.p99, latency.max),
-        errors={code: (error.count, error.example) for code, error in tally.errors.items()},
-        started_at=tally.started_at,
-        finished_at=tally.finished_at,
-        active_s=tally.active_s,
-        simulated=tally.simulated,
-        in_flight_at_kills=tally.in_flight_at_kills,
-        maybe_billed=tally.maybe_billed,
-        gateway_retries=tally.gateway_retries,
-        from_cache=tally.from_cache,
-    )
-    return summary_format.build(
-        totals,
-        job_id=state.job_id or "",
-        status=state.status,
-        stop_reason=state.stop_reason,
-        requests=state.to_do,
-    )

@@ -184,6 +184,23 @@ class Store:
         except OSError:
             return None
 
+    def read_spending(self) -> bytes | None:
+        """The bytes that say what the job may have spent, or None where there are none. Raises OutputUnwritable."""
+        try:
+            return self.paths.spending.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unwritable(self.paths.spending, error) from error
+
+    def write_spending(self, data: bytes) -> None:
+        """Write down what the job may have spent, and wait until no loss of power can undo it. Raises OutputUnwritable."""
+        self._replace(self.paths.spending, (data,))
+        try:
+            self._disk.sync_folder(self.paths.spending.parent)
+        except OSError as error:
+            raise _unwritable(self.paths.spending, error) from error
+
     def replace(self, path: Path, *pieces: bytes) -> None:
         """Put `pieces` in place of `path` in one step: readers see the old file or the new one, never a part.
 
@@ -363,7 +380,7 @@ def _move_aside(paths: JobPaths, disk: Disk) -> None:
     """Rename the job's files, the results last: until then what stands is the old job, not a part of it."""
     ending = time.strftime(".old-%Y%m%d-%H%M%S")
     derived = (paths.checkpoint, paths.summary, paths.report)
-    for path in (*derived, *reversed(paths.superseded()), paths.errors, paths.results):
+    for path in (*derived, *reversed(paths.superseded()), paths.errors, paths.results, paths.spending):
         if path.exists():
             disk.rename(path, path.with_name(path.name + ending))
 

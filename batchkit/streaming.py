@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from typing import Any, Unpack
 
@@ -21,16 +22,27 @@ import anyio
 from anyio import to_thread
 
 from batchkit.endpoint import Endpoint
-from batchkit.engine.gate import SystemClock
+from batchkit.engine.gate import Clock, SystemClock
 from batchkit.engine.monitor import Monitor, Readings
 from batchkit.engine.pipeline import Pipeline
+from batchkit.engine.purse import Purse
 from batchkit.engine.stop import Stop
 from batchkit.errors import UsageError
 from batchkit.events import RequestFinished
+from batchkit.formats.headers import EndpointAddress
 from batchkit.formats.requests import parse_record
 from batchkit.observers.progress import choose as choose_progress
-from batchkit.parts import affordable, build_delivery, new_job_id, open_address
+from batchkit.parts import (
+    affordable,
+    build_delivery,
+    build_purse,
+    new_job_id,
+    open_address,
+    worst_cases_of,
+)
 from batchkit.records import Outcome
+from batchkit.rules.pricing import PriceList
+from batchkit.rules.spending import Spending
 from batchkit.rules.tally import Tally
 from batchkit.settings import Credentials, RunSettings, Settings
 
@@ -93,7 +105,8 @@ async def stream(
             endpoint = await parts.enter_async_context(Endpoint(address, timeout=chosen.timeout))
             job_id = chosen.job_id or new_job_id(time.time())
             concurrency = affordable(chosen.concurrency, monitor)
-            gate, delivery = build_delivery(endpoint, chosen, job_id, stop, clock, monitor)
+            purse = await _purse(chosen, address, stop, clock, monitor)
+            gate, delivery = build_delivery(endpoint, chosen, job_id, stop, clock, monitor, purse=purse)
             pipeline = Pipeline(
                 _batches(requests),
                 parse=lambda item: parse_record(item.record, item.index, chosen.defaults, address=address),
@@ -153,6 +166,24 @@ async def stream(
             working.cancel()
             with suppress(asyncio.CancelledError):
                 await working
+
+
+async def _purse(
+    settings: Settings, address: EndpointAddress, stop: Stop, clock: Clock, monitor: Monitor
+) -> Purse | None:
+    """What pays for the attempts of a stream with a `max_cost`, which is for that stream alone."""
+    cap = settings.cost_cap
+    if cap is None:
+        return None
+    base_url = "" if settings.simulate else address.base_url
+    prices = PriceList(at=clock.time(), base_url=base_url, given=settings.given_prices)
+    await clock.in_thread(prices.load)
+    worst_cases = worst_cases_of(settings, prices)
+
+    async def authorise(_: Decimal) -> bool:
+        return True
+
+    return build_purse(Spending(cap, authorised=cap), worst_cases, stop, clock, monitor, authorise)
 
 
 async def _batches(

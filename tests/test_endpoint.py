@@ -8,7 +8,9 @@ import ssl
 import subprocess
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from email.utils import formatdate
+from pathlib import Path
 from time import time
 
 import orjson
@@ -275,7 +277,7 @@ async def test_what_came_of_a_cut_answer_is_kept():
         ([], None),
     ],
 )
-async def test_the_wait_a_server_asks_for_is_bounded(headers, seconds):
+async def test_fault_29_an_odd_retry_after_is_no_wait_or_a_bounded_one(headers, seconds):
     answer = await ask(http(429, b"", *headers))
     assert isinstance(answer, Failure)
     assert answer.retry_after == seconds
@@ -287,7 +289,7 @@ async def test_a_date_in_retry_after_is_measured_from_now():
     assert answer.retry_after == pytest.approx(100, abs=5)
 
 
-async def test_a_gzip_bomb_is_refused_before_it_unfolds(monkeypatch):
+async def test_fault_34_a_gzip_bomb_is_refused_before_it_unfolds(monkeypatch):
     monkeypatch.setattr(module, "BODY_BYTES", 1024 * 1024)
     bomb = gzip.compress(bytes(32 * 1024 * 1024))
     assert len(bomb) < 40_000
@@ -319,7 +321,7 @@ async def test_an_endless_body_is_cut_off_at_the_bound(monkeypatch):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_not_followed(status):
+async def test_fault_35_a_redirect_is_not_followed_and_no_key_leaves_the_origin(status):
     elsewhere, here = ScriptedServer(http(200, GOOD)), ScriptedServer()
     async with elsewhere.listening() as other, here.listening() as url:
         here.script = [http(status, b"", f"Location: {other}/chat/completions")]
@@ -369,35 +371,78 @@ async def test_a_name_nobody_knows_is_a_wrong_address():
     assert "nobody.invalid" in answer.message
 
 
+AUTHORITY = """
+[ca]
+default_ca = here
+[here]
+database = {folder}/index
+new_certs_dir = {folder}
+rand_serial = yes
+default_md = sha256
+policy = any
+x509_extensions = names
+[any]
+commonName = supplied
+[names]
+subjectAltName = {name}
+"""
+
+
 @pytest.fixture(scope="session")
-def self_signed(tmp_path_factory) -> ssl.SSLContext:
+def certificates(tmp_path_factory) -> Callable[..., tuple[Path, ssl.SSLContext]]:
+    """Makes certificates for a name, signed by themselves and good for some years: the path, and the server's side."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("there is no openssl command to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-    subprocess.run(
-        [
-            *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-keyout", folder / "key", "-out", folder / "cert", "-subj", "/CN=127.0.0.1", "-days", "1"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert", folder / "key")
-    return context
+
+    def make(name: str, since: int, until: int) -> tuple[Path, ssl.SSLContext]:
+        folder = tmp_path_factory.mktemp("tls")
+        (folder / "index").touch()
+        (folder / "authority").write_text(AUTHORITY.format(folder=folder, name=name))
+        key, request, certificate = folder / "key", folder / "request", folder / "certificate"
+        new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key)
+        years = ("-startdate", f"{since}0101000000Z", "-enddate", f"{until}0101000000Z")
+        signing = ("-selfsign", "-batch", "-notext", "-config", folder / "authority", "-keyfile", key)
+        for argv in (
+            (openssl, "req", *new_key, "-out", request, "-subj", "/CN=endpoint"),
+            (openssl, "ca", *signing, *years, "-in", request, "-out", certificate),
+        ):
+            subprocess.run(argv, check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        return certificate, context
+
+    return make
 
 
-async def test_a_certificate_that_does_not_verify_gets_no_request(self_signed):
+@pytest.mark.parametrize(
+    ("name", "until", "trusted", "reason"),
+    [
+        ("IP:127.0.0.1", 2100, False, "self-signed"),
+        ("IP:127.0.0.1", 2021, True, "expired"),
+        ("DNS:endpoint.test", 2100, True, "not valid for '127.0.0.1'"),
+        ("IP:127.0.0.1", 2100, True, None),
+    ],
+)
+async def test_fault_38_a_certificate_that_is_expired_self_signed_or_of_another_host_gets_no_request(
+    name, until, trusted, reason, certificates, monkeypatch
+):
+    path, context = certificates(name, 2020, until)
+    if trusted:
+        # aiohttp makes it when it is imported, out of what the machine trusts.
+        trust = ssl.create_default_context(cafile=path)
+        monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", trust)
     server = ScriptedServer(http(200, GOOD))
-    async with server.listening(tls=self_signed) as url:
+    async with server.listening(tls=context) as url:
         address = endpoint_address(url, version="0", timeout=10, openai_api_key=CANARY)
         async with Endpoint(address, timeout=60) as endpoint:
             answer = await endpoint.attempt(REQUEST, TRACE)
+    if reason is None:  # so that it is the reason that the others get none for
+        assert answer == GOOD_REPLY
+        return
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.code, answer.maybe_billed) == (Kind.MISDIRECTED, "tls_not_verified", False)
-    assert "self-signed" in answer.message.replace("self signed", "self-signed")
+    assert reason in answer.message.replace("self signed", "self-signed")
     assert server.heads == []
 
 
@@ -433,7 +478,7 @@ async def test_one_connection_serves_one_attempt_after_another():
     assert server.connections == 1
 
 
-async def test_a_kept_connection_that_the_server_closed_costs_no_attempt():
+async def test_fault_37_a_kept_connection_that_the_server_closed_costs_no_attempt():
     """The server closes after each answer without a word; the next attempt begins in the very moment the answer is in."""
     server = ScriptedServer(then_closing(http(200, GOOD)))
     async with server.listening() as url, Endpoint(plain_address(url), timeout=60) as endpoint:
@@ -476,7 +521,7 @@ async def test_leaving_the_endpoint_closes_its_connections():
 
 
 @pytest.mark.parametrize("server", [hanging, dripping, http(200, GOOD[:9], length=99)])
-async def test_the_deadline_covers_the_attempt_to_its_last_byte(server):
+async def test_fault_33_a_server_that_never_answers_or_sends_now_and_then_a_byte_meets_the_deadline(server):
     answer = await ask(server, timeout=0.05)
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.code, answer.maybe_billed) == (Kind.TIMEOUT, "timeout", True)

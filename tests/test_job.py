@@ -98,6 +98,31 @@ async def test_report_rebuilds_the_summary_from_the_lines_alone(base_url, reques
     assert orjson.loads((tmp_path / "results.summary.json").read_bytes()) == first
 
 
+async def test_report_tells_groups_apart_by_what_the_requests_say_of_themselves(base_url, tmp_path):
+    path, output = tmp_path / "in.jsonl", tmp_path / "results.jsonl"
+    told = [{}, {"metadata": {"team": "blue"}}, {"metadata": {"team": "red"}, "stream": True}]
+    bodies = [{**record(number)["body"], **told[number % 3]} for number in range(9)]
+    path.write_text("".join(json.dumps({"body": body}) + "\n" for body in bodies))
+    summary = await batchkit.arun(path, output, base_url=base_url, progress="off")
+    found = batchkit.report(output, by="metadata.team")
+    groups = found.pop("by")["metadata.team"]
+    assert found == summary
+    assert {team: (group["succeeded"], group["failed"]) for team, group in groups.items()} == {
+        "blue": (3, 0),
+        "red": (0, 3),
+        "(none)": (3, 0),
+    }
+    assert orjson.loads((tmp_path / "results.summary.json").read_bytes()) == summary
+
+
+@pytest.mark.parametrize("by", ["team", "metadata", "metadata.", "", "model", "Metadata.team"])
+async def test_a_group_that_cannot_be_meant_is_wrong_usage(base_url, requests, tmp_path, by):
+    output = tmp_path / "results.jsonl"
+    await batchkit.arun(requests, output, base_url=base_url, progress="off", limit=1)
+    with pytest.raises(batchkit.UsageError, match=r"by is metadata\.KEY"):
+        batchkit.report(output, by=by)
+
+
 async def test_status_tells_what_the_files_tell(base_url, requests, tmp_path):
     output = tmp_path / "results.jsonl"
     first = await batchkit.arun(requests, output, base_url=base_url, progress="off", limit=20)

@@ -16,6 +16,7 @@ import pytest
 import batchkit
 from batchkit.cli.args import add_run_flags, settings_from
 from batchkit.cli.main import _parser
+from batchkit.formats.prices import decode_prices
 from batchkit.records import FailureKind
 from batchkit.simulator.settings import FaultKind
 
@@ -129,8 +130,27 @@ def test_each_reason_and_fault_is_told():
         assert f"`{word}`" in REFERENCE, word
 
 
+def tables_of_the_reference():
+    return re.findall(r"^```toml\n(.*?)^```$", REFERENCE, re.MULTILINE | re.DOTALL)
+
+
+def test_the_example_of_a_price_file_is_one_and_has_every_key():
+    _, example = tables_of_the_reference()
+    (price,) = decode_prices(example.encode()).values()
+    with pytest.raises(ValueError, match=re.escape(", ".join(price))):
+        decode_prices(b"[m]\nx = 1")
+
+
+def test_each_field_of_an_estimate_is_told(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("")
+    part = REFERENCE.partition("## `batchkit estimate`")[2].partition("\n## ")[0]
+    for name in batchkit.estimate(path, progress="off"):
+        assert f"`{name}`" in part, name
+
+
 def test_the_example_of_a_settings_file_is_one(tmp_path):
-    (example,) = re.findall(r"^```toml\n(.*?)^```$", REFERENCE, re.MULTILINE | re.DOTALL)
+    example, _ = tables_of_the_reference()
     path = tmp_path / "settings.toml"
     path.write_text(example)
     parser = argparse.ArgumentParser()

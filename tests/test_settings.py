@@ -1,6 +1,7 @@
 import math
 import os
 from dataclasses import fields
+from decimal import Decimal
 from typing import get_type_hints
 
 import pytest
@@ -14,6 +15,7 @@ from batchkit.settings import (
     RunSettings,
     Settings,
     choose_base_url,
+    choose_proxy,
     keys_within,
 )
 
@@ -60,6 +62,17 @@ def test_the_defaults_are_those_promised():
         {"timeout": None},
         {"timeout": True},
         {"progress": "loud"},
+        {"max_cost": 0},
+        {"max_cost": -1},
+        {"max_cost": "-0.01"},
+        {"max_cost": math.nan},
+        {"max_cost": math.inf},
+        {"max_cost": True},
+        {"max_cost": "ten"},
+        {"max_cost": ""},
+        {"max_cost": [1]},
+        {"max_cost": (0, (1,), 0)},
+        {"max_cost": "1e13"},
         {"max_failures": 0},
         {"max_failures": -1},
         {"max_failures": 1.5},
@@ -160,6 +173,16 @@ def test_what_is_set_is_plain_json_as_it_is_read_back_from_the_output():
 )
 def test_failures_allowed_are_a_number_or_a_share(bound, requests, allowed):
     assert Settings(max_failures=bound).failures_allowed(requests) == pytest.approx(allowed)
+
+
+@pytest.mark.parametrize(
+    ("given", "cap"),
+    [(0.1, "0.1"), (5, "5"), ("12.50", "12.50"), (Decimal("0.000001"), "0.000001"), ("1e-3", "0.001")],
+)
+def test_an_amount_is_what_was_meant_and_not_what_a_float_makes_of_it(given, cap):
+    settings = Settings(max_cost=given)
+    assert settings.cost_cap == settings.max_cost == Decimal(cap)
+    assert Settings().cost_cap is None
 
 
 # --- where to send -------------------------------------------------------------------------------------------------
@@ -312,6 +335,27 @@ def test_a_placeholder_for_a_key_is_found_nowhere():
     credentials = Credentials.read({"OPENAI_API_KEY": "none", "PORTKEY_VIRTUAL_KEY": "name-of-a-provider"})
     chosen = Settings(base_url="https://none/v1", model="none", portkey_provider="@name-of-a-provider")
     assert choose_base_url(chosen, credentials) == "https://none/v1"
+
+
+def test_the_environments_proxies_are_for_runs_that_ask_for_them():
+    url = "https://api.example.com/v1"
+    credentials = Credentials.read({"HTTPS_PROXY": "http://user:proxy-password@p:1", "OTHER": "x"})
+    assert credentials.proxies.keys() == {"HTTPS_PROXY"}
+    assert "proxy-password" not in repr(credentials)
+    assert choose_proxy(Settings(), credentials, url) is None
+    proxy = choose_proxy(Settings(trust_env=True), credentials, url)
+    assert proxy is not None
+    assert proxy.url == "http://p:1"
+    assert choose_proxy(Settings(trust_env=True), credentials, "http://127.0.0.1/v1") is None
+    assert choose_proxy(Settings(trust_env=True), Credentials.read({}), url) is None
+
+
+def test_a_proxys_password_in_a_setting_that_is_written_down_is_refused_where_the_proxy_is_heeded():
+    credentials = Credentials.read({"HTTPS_PROXY": "http://user:proxy-password@p:1"})
+    words = {"base_url": "https://api.example.com/v1", "model": "proxy-password"}
+    with pytest.raises(UsageError, match=r"^model holds an API key"):
+        choose_base_url(Settings(trust_env=True, **words), credentials)
+    assert choose_base_url(Settings(**words), credentials) == words["base_url"]
 
 
 def test_no_repr_shows_a_key():

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from zlib import crc32
 
 import anyio
 import pytest
@@ -40,7 +42,7 @@ inputs = st.lists(parts, max_size=30).map(b"".join)
 
 def whole(data, **more):
     splitter = LineSplitter(**more)
-    return splitter.feed(data) + splitter.finish()
+    return splitter.feed(data) + splitter.feed(b"")
 
 
 async def batched(source, index=0, offset=0):
@@ -53,7 +55,7 @@ def test_pieces_of_any_size_give_the_same_lines(data, cuts):
     splitter, lines = LineSplitter(max_line_bytes=12), []
     for start, end in pairwise(edges):
         lines += splitter.feed(data[start:end])
-    assert lines + splitter.finish() == whole(data, max_line_bytes=12)
+    assert lines + splitter.feed(b"") == whole(data, max_line_bytes=12)
 
 
 @given(inputs)
@@ -126,6 +128,32 @@ async def test_a_file_is_read_as_it_is_recognised_by_its_first_bytes(tmp_path, c
     assert list(source.lines()) == MESSY_LINES
     assert await batched(source) == MESSY_LINES
     assert await source.count() == 4
+
+
+@pytest.mark.parametrize("data", [MESSY, MESSY + b"\n", b"", b"\n\n", b"a\n" * 200_000])
+async def test_checksums_are_those_of_the_lines_and_0_of_blank_ones(tmp_path, data):
+    source = written(tmp_path, data)
+    expected = [0] * (data.count(b"\n") + (not data.endswith(b"\n") and data != b""))
+    offsets = {}
+    for line in source.lines():
+        expected[line.index] = crc32(line.raw)
+        offsets[line.index] = line.offset
+    found = []
+    async for index, offset, checksums in source.checksums():
+        assert index == len(found)
+        assert offsets.get(index, offset) == offset
+        found += checksums
+    assert found == expected
+    assert await source.count() == len(offsets)
+
+
+async def test_the_checksum_of_a_line_over_the_cap_is_0(tmp_path, monkeypatch):
+    monkeypatch.setattr("batchkit.source.LineSplitter", partial(LineSplitter, max_line_bytes=10))
+    source = written(tmp_path, b"a" * 11 + b"\nb\n")
+    assert [list(checksums) for _, _, checksums in [each async for each in source.checksums()]] == [
+        [0, crc32(b"b")],
+        [],
+    ]
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from random import Random
 from zlib import crc32
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from batchkit.accounts import build_summary
 from batchkit.audit import Audit
 from batchkit.errors import JobDamaged, JobMismatch
 from batchkit.formats.checkpoint import Checkpoint, encode_checkpoint
@@ -15,8 +17,9 @@ from batchkit.formats.results import OutputLine, encode
 from batchkit.outputs import JobPaths, scan_output
 from batchkit.records import Failure, FailureKind, Line, Outcome, Reply, RunHeader, Usage
 from batchkit.rules.pricing import PriceList
+from batchkit.rules.tally_state import state_of
 from batchkit.source import InputIdentity
-from batchkit.state import JobState, build_summary, load_for_run, read_state, reopen_failures
+from batchkit.state import JobState, load_for_run, read_state, reopen_failures
 from batchkit.store import Store
 
 INPUT = InputIdentity("/in.jsonl", 1000, 5)
@@ -100,7 +103,7 @@ class Job:
             "errors_bytes": errors,
             "superseded": state.superseded,
             "done": tuple(state.done.intervals()),
-            "tally": state.tally.state(),
+            "tally": state_of(state.tally),
             "run": self.run,
             "input_index": 0,
             "input_offset": 0,
@@ -127,7 +130,7 @@ def load(output, *, identity=INPUT, rescan=False, retry_failed=False, **more):
 
 
 def figures(state):
-    return state.job_id, state.tally.state(), list(state.done.intervals()), state.run
+    return state.job_id, state_of(state.tally), list(state.done.intervals()), state.run
 
 
 steps = st.lists(
@@ -221,9 +224,9 @@ async def test_an_audit_in_a_process_of_its_own_finds_what_one_here_finds(output
         await audit.run()
 
 
-@pytest.mark.parametrize("together", [1, 7, 1000])
-def test_a_scan_of_lines_as_requests_end_marks_and_remembers_each(output, monkeypatch, together):
-    monkeypatch.setattr("batchkit.state._MARKED_TOGETHER", together)
+@pytest.mark.parametrize("piece_bytes", [1, 3000, 1 << 20])
+def test_a_scan_of_lines_as_requests_end_marks_and_remembers_each(output, monkeypatch, piece_bytes):
+    monkeypatch.setattr("batchkit.scanning._PIECE_BYTES", piece_bytes)
     indexes = list(range(200))
     Random(1).shuffle(indexes)
     results, failures = indexes[:150], indexes[160:]
@@ -236,6 +239,35 @@ def test_a_scan_of_lines_as_requests_end_marks_and_remembers_each(output, monkey
         assert state.is_unchanged(Line(index, 0, raw(index)))
         with pytest.raises(JobMismatch):
             state.is_unchanged(Line(index, 0, b"edited"))
+
+
+def test_lines_that_changed_are_found_among_many_and_lines_that_are_not_done_may_be_anything(output):
+    output.write_bytes(b"".join(encode(line(index)) for index in (0, 1, 2, 5)))
+    state, _ = load(output, at_once_bytes=0)
+    answered = array("I", [crc32(raw(index)) for index in range(6)])
+    state.refuse_changed(0, answered)
+    open_edited = array("I", [*answered[:3], 7, 7, answered[5], *range(1, 1000)])
+    for index in range(7):
+        state.refuse_changed(index, open_edited[index:])
+    for index in (0, 1, 2, 5):
+        edited = array("I", answered)
+        edited[index] = 0
+        for start in range(7):
+            if start > index:
+                state.refuse_changed(start, edited[start:])
+                continue
+            with pytest.raises(JobMismatch, match=f"line {index + 1} of the input is not the one"):
+                state.refuse_changed(start, edited[start:])
+
+
+def test_a_scan_tells_how_far_it_is(output, monkeypatch):
+    monkeypatch.setattr("batchkit.state._TOLD_BYTES", 1)
+    monkeypatch.setattr("batchkit.scanning._PIECE_BYTES", 1)
+    three_lines(output)
+    told = []
+    load(output, rescan=True, at_once_bytes=0, tell=told.append)
+    assert len(told) == 3
+    assert "there is no checkpoint to go by: 0.0 of 0.0 GB of results.jsonl read" in told
 
 
 def test_a_scan_names_the_line_that_is_damaged(output):
@@ -400,6 +432,27 @@ def test_a_killed_run_is_interrupted_unless_nothing_was_left(output, total, limi
     job.save(total=total, limit=limit)
     job.end()
     assert read_state(output).status == status
+
+
+@pytest.mark.parametrize("older", ["version", "tally"])
+def test_a_checkpoint_of_an_older_format_still_says_how_the_job_stood(older, output, monkeypatch):
+    job = Job(output)
+    for index in range(3):
+        job.finish(index)
+    if older == "version":
+        monkeypatch.setattr("batchkit.formats.checkpoint._VERSION", 0)
+    job.save(limit=3, status="completed", **({"tally": {"succeeded": 3}} if older == "tally" else {}))
+    monkeypatch.undo()
+    job.end()
+    state = read_state(output)
+    assert (state.status, state.stop_reason, state.to_do, state.tally.succeeded) == ("completed", None, 3, 3)
+    assert list(state.done.intervals()) == [(0, 3)]
+    loaded, notices = load(output)
+    assert "checkpoint cannot be used" in notices[0]
+    assert not loaded.killed
+    # What was cut off since is no longer the job's, whoever wrote the checkpoint.
+    output.write_bytes(b"".join(output.read_bytes().splitlines(keepends=True)[:2]))
+    assert (read_state(output).status, read_state(output).tally.succeeded) == ("interrupted", 2)
 
 
 def test_without_a_checkpoint_the_input_is_counted_if_it_is_still_there(output, tmp_path):

@@ -16,9 +16,9 @@ from typing import Any
 import orjson
 
 from batchkit.errors import UsageError
-from batchkit.settings import Settings, keys_within
+from batchkit.settings import Settings, keys_within, read_prices
 
-__all__ = ["add_run_flags", "settings_from"]
+__all__ = ["add_estimate_flags", "add_run_flags", "settings_from"]
 
 _ENVIRONMENT_PREFIX = "BATCHKIT_"
 
@@ -59,6 +59,11 @@ _GROUPS: dict[str, tuple[_Flag, ...]] = {
         _Flag("base_url", "URL", "any OpenAI-compatible endpoint, the part before /chat/completions", str),
         _Flag("simulate", "", "send to an embedded simulator: no key, no network, no cost"),
         _Flag("allow_http", "", "plain http also to addresses that are neither loopback nor private"),
+        _Flag(
+            "trust_env",
+            "",
+            "send through the proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name",
+        ),
     ),
     "requests": (
         _Flag("model", "NAME", "fills model where a record has none", str),
@@ -71,6 +76,7 @@ _GROUPS: dict[str, tuple[_Flag, ...]] = {
         ),
         _Flag("limit", "N", "only the first N requests", _whole),
     ),
+    "cost": (_Flag("prices", "FILE", "TOML with prices that come before the price list's", read_prices),),
     "pace": (
         _Flag("concurrency", "N", "most attempts in flight; a bound, not a target", _whole),
         _Flag(
@@ -82,6 +88,7 @@ _GROUPS: dict[str, tuple[_Flag, ...]] = {
         _Flag("tpm", "N", "most tokens a minute", _number),
         _Flag("timeout", "S", "seconds for one attempt, from sending to the last byte", _number),
         _Flag("max_attempts", "N", "attempts a request may spend on transient faults", _whole),
+        _Flag("max_cost", "USD", "never start an attempt whose worst case could take the job past this", str),
         _Flag("max_failures", "N|P%", "stop the run when so many requests have failed", str),
     ),
     "job": (
@@ -111,12 +118,26 @@ _GROUPS: dict[str, tuple[_Flag, ...]] = {
     ),
 }
 _FLAGS = {flag.name: flag for flags in _GROUPS.values() for flag in flags}
+_OF_JOBS = frozenset(flag.name for flag in _GROUPS["job"]) | {"max_cost", "max_failures"}
+"""Settings that mean nothing where no job is run."""
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each setting; what was typed is kept as text, for `settings_from` to read."""
+    _add_flags(parser, _GROUPS)
+
+
+def add_estimate_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each setting that an estimate, or the requests it sends, go by."""
+    groups = {
+        title: tuple(flag for flag in flags if flag.name not in _OF_JOBS) for title, flags in _GROUPS.items()
+    }
+    _add_flags(parser, {title: flags for title, flags in groups.items() if flags})
+
+
+def _add_flags(parser: argparse.ArgumentParser, groups: Mapping[str, tuple[_Flag, ...]]) -> None:
     defaults = {each.name: each.default for each in fields(Settings)}
-    for title, flags in _GROUPS.items():
+    for title, flags in groups.items():
         group = parser.add_argument_group(title)
         for flag in flags:
             meaning = flag.meaning.replace("%", "%%")
@@ -150,7 +171,7 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         if environ.get(variable):
             from_environment[flag.name] = _read(flag, environ[variable], variable)
             _check(flag.name, from_environment[flag.name], variable)
-        words = getattr(args, flag.name)
+        words = getattr(args, flag.name, None)
         if words is not None:
             typed[flag.name] = _read_pairs(flag, words) if flag.pairs else _read(flag, words, flag.option)
             _check(flag.name, typed[flag.name], flag.option)
@@ -244,6 +265,8 @@ def _from_file(path: Path) -> dict[str, Any]:
         wanted = _types(flag)
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
             raise UsageError(f"{path}: {name} is {value!r}, which is not {_TYPE_WORDS[wanted]}")
+        if flag.read is read_prices:
+            values[name] = read_prices(str(value))
     return values
 
 
@@ -254,6 +277,7 @@ _TYPE_WORDS: dict[tuple[type, ...], str] = {
     (int, float): "a number",
     (str,): "a string",
     (str, int): "a number or a share",
+    (str, int, float): "an amount",
 }
 
 
@@ -262,10 +286,13 @@ def _types(flag: _Flag) -> tuple[type, ...]:
         return (dict,)
     if flag.name == "max_failures":
         return (str, int)
+    if flag.name == "max_cost":
+        return (str, int, float)
     by_reader: dict[Any, tuple[type, ...]] = {
         None: (bool,),
         _whole: (int,),
         _number: (int, float),
+        read_prices: (str,),
         str: (str,),
     }
     return by_reader[flag.read]

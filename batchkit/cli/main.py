@@ -123,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"batchkit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
+    _add_estimate(commands)
     _add_validate(commands)
     for name, command, meaning in (
         ("status", _status, "how far a job is, from its files, also while it runs"),
@@ -132,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
         each = commands.add_parser(name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".")
         each.add_argument("output", metavar="OUTPUT", help="the job's results file")
         _add_json(each)
+        if name == "report":
+            each.add_argument(
+                "--by",
+                metavar="metadata.KEY",
+                help="the totals also apart by what the requests' metadata says under KEY",
+            )
         each.set_defaults(command=command)
     # Its flags show the defaults of the simulator's settings, which are cheap to import; its server is not.
     from batchkit.cli.simulate import add_parser  # noqa: PLC0415
@@ -158,6 +165,29 @@ def _add_run(commands: Any) -> None:
     _add_json(run)
     add_run_flags(run)
     run.set_defaults(command=_run)
+
+
+def _add_estimate(commands: Any) -> None:
+    from batchkit.cli.args import add_estimate_flags  # noqa: PLC0415 - the simulator's child does without
+
+    meaning = "requests, tokens, cost and time, before a cent is spent; sends nothing"
+    estimate = commands.add_parser(
+        "estimate",
+        help=meaning,
+        description="Say what INPUT will take: requests, prompt tokens (exact where the tokenizer is public), completion "
+        "tokens and cost as low, expected and high, and seconds under the limits that are known. Sends nothing and needs no "
+        "key, unless --pilot asks for some of the answers.",
+    )
+    estimate.add_argument("input", metavar="INPUT", help="JSONL file of requests, or - for stdin")
+    estimate.add_argument(
+        "--pilot",
+        metavar="N",
+        type=int,
+        help="send N of the requests, spread evenly over the input, and measure what answers take; costs what they cost",
+    )
+    _add_json(estimate)
+    add_estimate_flags(estimate)
+    estimate.set_defaults(command=_estimate)
 
 
 def _add_validate(commands: Any) -> None:
@@ -234,6 +264,21 @@ class _Signals:
             self._stop.abandon(cause)
 
 
+def _estimate(args: argparse.Namespace) -> int:
+    from batchkit.api import run_in_loop  # noqa: PLC0415
+    from batchkit.cli.args import settings_from  # noqa: PLC0415
+    from batchkit.estimation import estimate_input  # noqa: PLC0415
+    from batchkit.formats.estimate import render  # noqa: PLC0415
+
+    settings = settings_from(args, os.environ)
+    found = estimate_input(args.input, settings, os.environ, pilot=args.pilot, run_in_loop=run_in_loop)
+    if args.json:
+        _print_json(found)
+    else:
+        _say(render(found).rstrip())
+    return 0
+
+
 def _validate(args: argparse.Namespace) -> int:
     from batchkit.formats.summary import printable  # noqa: PLC0415
     from batchkit.validation import validate  # noqa: PLC0415
@@ -263,8 +308,13 @@ def _status(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from batchkit.api import report  # noqa: PLC0415
+    from batchkit.formats.breakdown import render_breakdown  # noqa: PLC0415
+    from batchkit.rules.groups import NO_VALUE  # noqa: PLC0415
 
-    _print_summary(report(args.output), as_json=args.json)
+    summary = report(args.output, by=args.by)
+    _print_summary(summary, as_json=args.json)
+    if args.by is not None and not args.json:
+        _say("\n" + render_breakdown(summary["by"], none=NO_VALUE).rstrip())
     return 0
 
 

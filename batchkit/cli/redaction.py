@@ -12,6 +12,7 @@ from typing import Any, TextIO, cast
 
 from batchkit.errors import UsageError
 from batchkit.formats.headers import SHORTEST_KEY
+from batchkit.formats.proxies import keys_of_proxies
 from batchkit.settings import KEY_VARIABLES, Credentials
 
 __all__ = ["keys_hidden"]
@@ -33,6 +34,8 @@ def keys_hidden(environ: Mapping[str, str]) -> Iterator[None]:
 
 def _keys(environ: Mapping[str, str]) -> list[str]:
     keys = {environ.get(variable, "").strip() for variable in KEY_VARIABLES}
+    # Heeded or not: a traceback may show the environment as it is.
+    keys.update(keys_of_proxies(environ))
     # What is wrong with a key file is for the command to say that needs the key.
     with suppress(UsageError):
         keys.update(Credentials.read(environ).keys)

@@ -10,14 +10,17 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import tenacity
 
 from batchkit.engine.gate import Clock, Gate
+from batchkit.engine.purse import Claim, Purse
 from batchkit.engine.stop import Stop
 from batchkit.errors import EndpointRefused
 from batchkit.events import AttemptFailed, Event, Notice
-from batchkit.records import Answer, Failure, Outcome, Reply, Request, Trace
+from batchkit.records import Answer, Billed, Failure, Outcome, Reply, Request, Trace
+from batchkit.rules.money import sum_of
 from batchkit.rules.outage import Outage
 from batchkit.rules.retry import (
     Decision,
@@ -27,6 +30,7 @@ from batchkit.rules.retry import (
     StopRun,
     is_fault,
     never_reached,
+    never_sent,
     remedy_of,
 )
 from batchkit.rules.retry_budget import RetryBudget
@@ -45,18 +49,23 @@ class _History:
     latency_s: float = 0.0
     maybe_billed: int = 0
     gateway_retries: int = 0
+    billed: tuple[Billed, ...] = ()
+    """What the repeated attempts took, as far as they said so."""
     decision: Decision | None = None
     reasons: Counter[str] = field(default_factory=Counter)
     retries_fault: bool = False
     """Whether the next attempt, or the one under way, repeats one that failed by a fault, and is paid by the budget."""
     probes: bool = False
     """Whether the attempt under way finds out if an endpoint that was out of reach is back."""
+    claim: Claim | None = None
+    """What each attempt may cost, in a run with a `max_cost`."""
+    maybe_cost: Decimal = Decimal(0)
 
 
 class Delivery:
     """Brings requests to their outcomes over an `attempt` that reports failures as values.
 
-    `jitter` gives random numbers in [0, 1); `emit` tells the observers.
+    `jitter` gives random numbers in [0, 1); `emit` tells the observers; `purse` is None in a run without a `max_cost`.
     """
 
     def __init__(
@@ -72,8 +81,10 @@ class Delivery:
         clock: Clock,
         jitter: Callable[[], float],
         emit: Callable[[Event], None],
+        purse: Purse | None = None,
     ) -> None:
         self._send = attempt
+        self._purse = purse
         self._gate = gate
         self._policy = policy
         self._budget = budget
@@ -94,6 +105,11 @@ class Delivery:
     def proven(self) -> bool:
         """Whether the endpoint has given a usable completion in this run."""
         return self._stop_rule.proven
+
+    @property
+    def unpaid(self) -> int:
+        """Requests that wait until they may cost what they can."""
+        return 0 if self._purse is None else self._purse.waiting
 
     def connected(self) -> None:
         """A connection to the endpoint came about: nobody needs to wait for an answer over it to know that it is back."""
@@ -121,6 +137,9 @@ class Delivery:
             request.input_crc32,
             history.maybe_billed,
             history.gateway_retries,
+            history.billed,
+            history.maybe_cost,
+            request.metadata,
         )
 
     async def _try_again(
@@ -153,8 +172,12 @@ class Delivery:
             return None
         if (history.retries_fault or self._outage.since is not None) and not await self._turn(history):
             return None
+        if self._purse is not None and not await self._reserve(self._purse, request, history):
+            return None
         reserved = await self._gate.admit(request)
         if reserved is None or self._stop.cause is not None:
+            if self._purse is not None and history.claim is not None:
+                self._purse.release(history.claim)
             return None
         history.attempts += 1
         trace = self._tracer.attempt(request, trace_id, history.attempts)
@@ -168,6 +191,9 @@ class Delivery:
         history.latency_s = now - started
         history.gateway_retries += abs(answer.gateway_retries)
         self._gate.settle(request, answer, reserved)
+        if self._purse is not None and history.claim is not None:
+            unsure = self._purse.settle(history.claim, answer)
+            history.maybe_cost = sum_of((history.maybe_cost, unsure))
         verdict = self._stop_rule.judge(request, answer, now) or self._learn(history, answer, now)
         if isinstance(answer, Reply):
             return answer
@@ -176,6 +202,15 @@ class Delivery:
             self._end_run(verdict)
             return None
         return self._decide(request, history, answer, now)
+
+    async def _reserve(self, purse: Purse, request: Request, history: _History) -> bool:
+        """Wait until the attempt may cost its worst. False if the run stops.
+
+        Before the gate, where nobody waits for money, and after the turn, which whoever holds money may wait long for.
+        """
+        if history.claim is None:
+            history.claim = purse.claim(request)
+        return history.claim is not None and await purse.reserve(history.claim)
 
     async def _turn(self, history: _History) -> bool:
         """Wait for it: a retry in the budget's queue, everyone while the endpoint is out of reach. False if the run stops."""
@@ -193,6 +228,14 @@ class Delivery:
         """What the answer says of the network and of the server. Whether the run ends with it."""
         probe, history.probes = history.probes, False
         paid, history.retries_fault = history.retries_fault, False
+        if isinstance(answer, Failure) and never_sent(answer):
+            if probe:
+                self._outage.withdrawn()
+                self._cut_off.stirred()
+            if paid:
+                self._budget.ended()
+                self._retries.stirred()
+            return None
         since = self._outage.since
         if isinstance(answer, Failure) and never_reached(answer):
             if self._outage.missed(now, self._jitter(), probe=probe) and since is not None:
@@ -247,6 +290,8 @@ class Delivery:
                 # All wait for the same thing, so nobody waits longer for having tried more often.
                 decision = RetryAfter(self._outage.next_probe_in(now))
             history.reasons[failure.kind.value] += 1
+            if failure.usage is not None:
+                history.billed += (Billed(failure.model, failure.usage),)
             self._emit(AttemptFailed(request.index, history.attempts, failure, decision.seconds))
         history.decision = decision
         return failure

@@ -1,13 +1,14 @@
 """Turns the pacer's seconds into waiting.
 
-Requests pass one behind the other, in the order they came: whoever stands at the front asks the pacer, so a large request
-is not overtaken for ever by small ones. While the pacer lets everything pass, nothing is awaited.
+Each model has its own pace, so one that is at its limit holds up no other. Requests to a model pass one behind the other, in
+the order they came: whoever stands at the front asks the pacer, so a large request is not overtaken for ever by small ones;
+nor is it by those to other models, where they share a ceiling. While the pacer lets everything pass, nothing is awaited.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeVar
 
 import anyio
@@ -15,12 +16,15 @@ import anyio.to_thread
 
 from batchkit.engine.stop import Stop
 from batchkit.records import Answer, Failure, FailureKind, Request
-from batchkit.rules.pacing import Pacer, Reservation, TokenForecast
+from batchkit.rules.forecast import TokenForecast
+from batchkit.rules.pacing import Pacer, Reservation
 
 __all__ = ["Clock", "Gate", "Queue", "SystemClock"]
 
 _LONGEST_NAP_S = 1.0
 _SHORTEST_NAP_S = 0.001
+_MOST_LANES = 1000
+"""A file may name as many models as it has lines; those beyond so many share the first one's pace."""
 
 
 T = TypeVar("T")
@@ -55,59 +59,117 @@ class SystemClock:
         return await anyio.to_thread.run_sync(work)
 
 
+class _Lane:
+    """The requests to one model: their pace, and their queue before the gate."""
+
+    __slots__ = ("forecast", "nap", "pacer", "turn", "waiting")
+
+    def __init__(self, pacer: Pacer) -> None:
+        self.pacer = pacer
+        self.forecast = TokenForecast()
+        self.turn = anyio.Lock()
+        self.waiting = 0
+        self.nap: anyio.CancelScope | None = None
+
+    def expect(self, request: Request) -> float:
+        return self.forecast.tokens(request) if self.pacer.counts_tokens else 0.0
+
+
 class Gate:
-    """Lets attempts start at the pacer's pace."""
+    """Lets attempts start at the pace of their model. Each model has a pacer as `pacer` is, under the same ceilings."""
 
     def __init__(self, pacer: Pacer, clock: Clock, stop: Stop) -> None:
-        self.pacer = pacer
         self._clock = clock
         self._stop = stop
-        self._forecast = TokenForecast()
+        self._lanes: dict[str | None, _Lane] = {}
+        self._first = _Lane(pacer)
+        self._ceilings = pacer.ceilings
         self._turn = anyio.Lock()
         self.waiting = 0
         """Attempts that stand before the gate."""
 
+    @property
+    def pacer(self) -> Pacer:
+        """The pacer of the model before which most attempts stand."""
+        return max(self._lanes.values(), key=lambda lane: lane.waiting, default=self._first).pacer
+
+    @property
+    def pacers(self) -> Mapping[str | None, Pacer]:
+        """The pacer of each model that was asked for; None stands for requests that name none."""
+        return {model: lane.pacer for model, lane in self._lanes.items()}
+
     async def admit(self, request: Request) -> Reservation | None:
         """Wait until an attempt on `request` may start. What is reserved for it, or None when the run is stopping."""
-        now = self._clock.now()
-        tokens = self._expect(request)
-        if not self.waiting and self.pacer.reserve(now, tokens) == 0.0:
-            return Reservation(now, tokens)
+        lane = self._lane(request.model)
+        if not (self.waiting if self._ceilings.given else lane.waiting):
+            now = self._clock.now()
+            tokens = lane.expect(request)
+            if lane.pacer.reserve(now, tokens) == 0.0:
+                return lane.pacer.reserved(now, tokens)
         self.waiting += 1
+        lane.waiting += 1
         try:
+            async with lane.turn:
+                return await self._pass(request, lane)
+        finally:
+            self.waiting -= 1
+            lane.waiting -= 1
+
+    async def _pass(self, request: Request, lane: _Lane) -> Reservation | None:
+        """Wait for the pace of the model, then among those at the front of each for what all share."""
+        pacer = lane.pacer
+        while True:
+            while (wait := pacer.wait(self._clock.now(), lane.expect(request))) > 0.0:
+                if not await self._nap(lane, wait):
+                    return None
             async with self._turn:
                 while True:
                     now = self._clock.now()
                     # Forecast again: while it waited, answers may have told what to expect.
-                    tokens = self._expect(request)
-                    wait = self.pacer.reserve(now, tokens)
+                    tokens = lane.expect(request)
+                    wait = pacer.reserve(now, tokens)
                     if wait == 0.0:
-                        return Reservation(now, tokens)
-                    # Not longer than a second at once: settled tokens and a grown rate bring the moment nearer.
-                    if not await self.sleep(max(_SHORTEST_NAP_S, min(wait, _LONGEST_NAP_S))):
+                        return pacer.reserved(now, tokens)
+                    if pacer.wait(now, tokens) > 0.0:
+                        # Its own model was refused meanwhile, and holds up no other.
+                        break
+                    if not await self._nap(lane, wait):
                         return None
-        finally:
-            self.waiting -= 1
 
-    def _expect(self, request: Request) -> float:
-        return self._forecast.tokens(request) if self.pacer.counts_tokens else 0.0
+    async def _nap(self, lane: _Lane, seconds: float) -> bool:
+        # Not longer than a second at once: settled tokens and a grown rate bring the moment nearer.
+        awake = True
+        with anyio.CancelScope() as lane.nap:
+            awake = await self.sleep(max(_SHORTEST_NAP_S, min(seconds, _LONGEST_NAP_S)))
+        lane.nap = None
+        return awake
+
+    def _lane(self, model: str | None) -> _Lane:
+        lane = self._lanes.get(model)
+        if lane is None:
+            if len(self._lanes) >= _MOST_LANES:
+                return self._first
+            lane = self._lanes[model] = _Lane(self._first.pacer.another()) if self._lanes else self._first
+        return lane
 
     def settle(self, request: Request, answer: Answer, reserved: Reservation) -> None:
         """Tell the pacer what came of an attempt that `admit` let start."""
         now = self._clock.now()
+        lane = self._lane(request.model)
         if isinstance(answer, Failure):
             if answer.kind in (FailureKind.RATE_LIMITED, FailureKind.OVERLOADED):
-                self.pacer.refused(now, answer.retry_after, reserved)
-                return
-            used = None if answer.usage is None else answer.usage.total_tokens
-            self.pacer.accepted(now, reserved, used)
-            return
-        if answer.usage is None:
-            self.pacer.accepted(now, reserved)
-            return
-        self.pacer.accepted(now, reserved, answer.usage.total_tokens)
-        if self.pacer.counts_tokens:
-            self._forecast.learn(len(request.body), answer.usage)
+                lane.pacer.refused(now, answer.retry_after, reserved)
+            else:
+                used = None if answer.usage is None else answer.usage.total_tokens
+                lane.pacer.accepted(now, reserved, used)
+        elif answer.usage is None:
+            lane.pacer.accepted(now, reserved)
+        else:
+            lane.pacer.accepted(now, reserved, answer.usage.total_tokens)
+            lane.forecast.learn(len(request.body), answer.usage)
+        if lane.nap is not None and lane.pacer.awaits_answers:
+            # Whoever stands at the front may have waited for this one to end.
+            lane.nap.cancel()
 
     async def sleep(self, seconds: float) -> bool:
         """Wait; False when the run began to stop meanwhile."""

@@ -30,6 +30,7 @@ class Readings:
     ended: Callable[[], tuple[int, int]]
     total: Callable[[], int | None]
     cost: Callable[[], tuple[float | None, bool]]
+    max_cost: float | None = None
 
 
 class Monitor:
@@ -117,8 +118,9 @@ class Monitor:
             paused_s=gate.pacer.paused_for(now),
             per_s=gate.pacer.per_s,
             found=gate.pacer.found,
-            retrying=max(0, waiting - gate.waiting),
+            retrying=max(0, waiting - gate.waiting - delivery.unpaid),
             starved=pipeline.starved,
+            unpaid=delivery.unpaid,
         )
         cost, partial = readings.cost()
         return Gauges(
@@ -134,4 +136,5 @@ class Monitor:
             holding=holding,
             detail=detail,
             seconds_left=None if total is None or rate <= 0 else max(0.0, (total - ended) / rate),
+            max_cost=readings.max_cost,
         )

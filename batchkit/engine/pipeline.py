@@ -209,4 +209,5 @@ class Pipeline:
             0.0,
             round(self._clock.time(), 6),
             input_crc32=line.input_crc32,
+            metadata=line.metadata,
         )

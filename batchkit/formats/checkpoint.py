@@ -16,9 +16,9 @@ import orjson
 from batchkit.formats.results import run_from_json, run_to_json
 from batchkit.records import RunHeader
 
-__all__ = ["Checkpoint", "decode_checkpoint", "encode_checkpoint"]
+__all__ = ["Checkpoint", "Standing", "decode_checkpoint", "decode_standing", "encode_checkpoint"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,18 @@ class Checkpoint:
     input_offset: int
     input_size: int | None
     input_mtime_ns: int | None
+    total: int | None
+    limit: int | None
+    status: str
+    stop_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a job stood, and for how much of the two files: what checkpoints of all versions say in the same words."""
+
+    results_bytes: int
+    errors_bytes: int
     total: int | None
     limit: int | None
     status: str
@@ -78,10 +90,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
 
 def decode_checkpoint(data: bytes) -> Checkpoint:
     """Read a checkpoint file. Raises ValueError for one that is broken or of another version."""
-    covered, seal, checksum = data.rpartition(b',"crc32":"')
-    if not seal or checksum.strip() != b'%08x"}' % crc32(covered):
-        raise ValueError("its checksum does not match")
-    record = orjson.loads(data)
+    record = _record(data)
     if record["version"] != _VERSION:
         raise ValueError(f"it is of version {record['version']}, this program writes version {_VERSION}")
     source = record["input"]
@@ -102,3 +111,27 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
         status=record["status"],
         stop_reason=record["stop_reason"],
     )
+
+
+def decode_standing(data: bytes) -> Standing:
+    """Read what a checkpoint file of whatever version says of the job as a whole. Raises ValueError for one that is broken."""
+    record = _record(data)
+    try:
+        return Standing(
+            results_bytes=record["results_bytes"],
+            errors_bytes=record["errors_bytes"],
+            total=record["total"],
+            limit=record["limit"],
+            status=record["status"],
+            stop_reason=record["stop_reason"],
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it does not say how the job stood ({error})") from None
+
+
+def _record(data: bytes) -> dict[str, Any]:
+    covered, seal, checksum = data.rpartition(b',"crc32":"')
+    if not seal or checksum.strip() != b'%08x"}' % crc32(covered):
+        raise ValueError("its checksum does not match")
+    record: dict[str, Any] = orjson.loads(data)
+    return record

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from batchkit.errors import UsageError
+from batchkit.formats.proxies import Proxy
 from batchkit.records import METADATA_VALUE_CHARS, PortkeyFields, Trace
 
 __all__ = ["HEADER_BYTES", "SHORTEST_KEY", "EndpointAddress", "attempt_headers", "endpoint_address"]
@@ -38,7 +39,7 @@ class EndpointAddress:
     `headers` go with every request and hold the keys; `secrets` are those keys once more, also as JSON spells them and the
     longest first, so that they can be taken out of an answer that repeats them. Neither shows in the repr. `metadata` are
     the run's own Portkey metadata, already in `headers`, under those of a record. `portkey` tells which trace headers are
-    understood.
+    understood. `proxy` is what requests pass on their way, None where they go straight.
     """
 
     base_url: str
@@ -46,6 +47,7 @@ class EndpointAddress:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[bytes, ...] = field(default=(), repr=False)
+    proxy: Proxy | None = None
 
     @property
     def url(self) -> str:
@@ -67,6 +69,7 @@ def endpoint_address(
     cache_namespace: str | None = None,
     cache_force_refresh: bool = False,
     config_keys: Iterable[str] = (),
+    proxy: Proxy | None = None,
 ) -> EndpointAddress:
     """The address of a run; `timeout` is an attempt's, in seconds, `version` ours, `config_keys` what `portkey_config` holds.
 
@@ -117,9 +120,11 @@ def endpoint_address(
         raise UsageError(
             f"the headers of every request take {size} bytes; at most {HEADER_BYTES} get through"
         )
-    keys = (openai_api_key, portkey_api_key, portkey_virtual_key, *config_keys)
+    keys = [openai_api_key, portkey_api_key, portkey_virtual_key, *config_keys]
+    if proxy is not None:
+        keys += proxy.keys
     secrets = _spellings(key for key in keys if key is not None and len(key) >= SHORTEST_KEY)
-    return EndpointAddress(base_url.rstrip("/"), portkey, headers, metadata, secrets)
+    return EndpointAddress(base_url.rstrip("/"), portkey, headers, metadata, secrets, proxy)
 
 
 def _spellings(keys: Iterable[str]) -> tuple[bytes, ...]:

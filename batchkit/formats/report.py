@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from batchkit.formats.summary import amount, dollars, duration, moment, printable, what_next
+from batchkit.formats.summary import amount, cost_in_words, dollars, duration, moment, printable, what_next
 
 __all__ = ["render_html"]
 
@@ -56,6 +56,7 @@ def render_html(summary: Mapping[str, Any]) -> str:
             _head(summary),
             _requests(summary),
             _models(summary),
+            _outcomes(summary),
             _latency(summary),
             _errors(summary),
             _attempts(summary),
@@ -102,9 +103,11 @@ def _requests(summary: Mapping[str, Any]) -> str:
     if requests.get("truncated"):
         notes.append(f"{requests['truncated']:,} results were cut at their length limit.")
     if usage["unknown"]:
-        notes.append(f"{usage['unknown']:,} results came without usage; tokens and cost leave them out.")
+        notes.append(f"{usage['unknown']:,} answers came without usage; tokens and cost leave them out.")
     if summary["cost"]["unpriced_models"]:
         notes.append(f"No known price: {_text(', '.join(summary['cost']['unpriced_models']))}.")
+    if maybe := summary["cost"].get("maybe_cost"):
+        notes.append(f"Up to {dollars(maybe)} more may have been billed.")
     bars = "".join(
         f'<i class="{kind}" style="width:{100 * count / total:.2f}%"></i>'
         for kind, count in (("good", requests["succeeded"]), ("bad", requests["failed"]))
@@ -148,6 +151,47 @@ def _models(summary: Mapping[str, Any]) -> str:
     )
     heads = ("model", "requests", "prompt", "cached", "completion", "reasoning", "cost")
     return _section("Usage by model", key + _svg(height, bars) + _table(heads, rows))
+
+
+def _outcomes(summary: Mapping[str, Any]) -> str:
+    outcomes = summary["outcomes"]
+    if not any(
+        outcomes[name][counted] for name, counted in (("failures", "requests"), ("retries", "attempts"))
+    ):
+        return ""
+    rows = [
+        (
+            label,
+            f"{outcomes[name][counted]:,}",
+            *(
+                f"{outcomes[name]['usage'][key]:,}"
+                for key in (
+                    "prompt_tokens",
+                    "cached_tokens",
+                    "completion_tokens",
+                    "reasoning_tokens",
+                    "unknown",
+                )
+            ),
+            cost_in_words(outcomes[name]),
+        )
+        for name, counted, label in (
+            ("results", "requests", "results"),
+            ("failures", "requests", "failures"),
+            ("retries", "attempts", "attempts that were repeated"),
+        )
+    ]
+    heads = (
+        "what became of it",
+        "answers",
+        "prompt",
+        "cached",
+        "completion",
+        "reasoning",
+        "not known of",
+        "cost",
+    )
+    return _section("Usage by outcome", _table(heads, rows))
 
 
 def _latency(summary: Mapping[str, Any]) -> str:

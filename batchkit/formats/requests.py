@@ -23,15 +23,24 @@ __all__ = [
     "BAD_LINE_CODE",
     "HEADER_TEXT_CHARS",
     "MAX_LINE_BYTES",
+    "METADATA_KEYS",
+    "METADATA_KEY_CHARS",
+    "METADATA_TEXT_CHARS",
     "is_header_text",
     "parse_line",
     "parse_record",
+    "read_body",
+    "sent_body",
 ]
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 BAD_LINE_CODE = "invalid_request_line"
 HEADER_TEXT_CHARS = 512
 """Longest text that a record, or a run, gives to one header."""
+METADATA_KEYS = 64
+METADATA_KEY_CHARS = 128
+METADATA_TEXT_CHARS = 512
+"""What of a record's metadata stands in its line: so many keys, none longer than this, with values cut after that."""
 
 _PATHS = frozenset({"/v1/chat/completions", "/chat/completions"})
 _HEADER_SAFE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
@@ -82,6 +91,7 @@ def parse_record(
 ) -> Request | BadLine:
     """Read one record, as decoded from JSON or as a Python caller gives it."""
     custom_id = _line_id(index)
+    metadata: Mapping[str, str] = {}
     try:
         if not isinstance(record, Mapping):
             raise _Bad(f"a record is a JSON object, not {_json_type(record)}")
@@ -91,10 +101,9 @@ def parse_record(
                 raise _Bad(f"custom_id is a string, not {_json_type(own_id)}")
             own_id.encode()
             custom_id = own_id
+        metadata = _metadata_of(record)
         body = _body_of(record)
-        for name, value in defaults.items():
-            if name not in body or (name == "model" and body[name] is None):
-                body[name] = value
+        _fill(body, defaults)
         _check_body(body)
         portkey = record.get("portkey")
         return Request(
@@ -105,11 +114,33 @@ def parse_record(
             _token_limit(body),
             input_crc32,
             None if portkey is None else _portkey_fields(portkey, address),
+            metadata,
         )
     except _Bad as bad:
-        return BadLine(index, custom_id, BAD_LINE_CODE, str(bad), input_crc32)
+        message = str(bad)
     except (TypeError, UnicodeEncodeError, RecursionError) as error:
-        return BadLine(index, custom_id, BAD_LINE_CODE, f"cannot be written as JSON: {error}", input_crc32)
+        message = f"cannot be written as JSON: {error}"
+    return BadLine(index, custom_id, BAD_LINE_CODE, message, input_crc32, metadata)
+
+
+def sent_body(request: Request) -> dict[str, Any]:
+    """The body of a request, read again."""
+    body: dict[str, Any] = orjson.loads(request.body)
+    return body
+
+
+def read_body(raw: bytes, defaults: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The body that an input line would be sent with; None for a line that is no request."""
+    try:
+        record = orjson.loads(raw)
+        if not isinstance(record, Mapping):
+            return None
+        body = _body_of(record)
+        _fill(body, defaults)
+        _check_body(body)
+    except (_Bad, orjson.JSONDecodeError):
+        return None
+    return body
 
 
 def _line_id(index: int) -> str:
@@ -136,6 +167,12 @@ def _body_of(record: Mapping[str, Any]) -> dict[str, Any]:
     return dict(body)
 
 
+def _fill(body: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    for name, value in defaults.items():
+        if name not in body or (name == "model" and body[name] is None):
+            body[name] = value
+
+
 def _check_body(body: Mapping[str, Any]) -> None:
     messages = body.get("messages")
     if not isinstance(messages, list | tuple) or not messages:
@@ -153,6 +190,30 @@ def _token_limit(body: Mapping[str, Any]) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None
+
+
+def _metadata_of(record: Mapping[str, Any]) -> Mapping[str, str]:
+    """What the record says of itself, by which a report can be grouped: only what can be used, for nothing else needs it.
+
+    It may stand beside the body, in it, and among the fields for Portkey; of two values for one key the last of these wins.
+    """
+    # A dict is known at a glance, and any other mapping is not.
+    places = [record.get("metadata")]
+    for name in ("body", "portkey"):
+        inner = record.get(name)
+        if type(inner) is dict or (inner is not None and isinstance(inner, Mapping)):
+            places.append(inner.get("metadata"))
+    found: dict[str, str] = {}
+    for metadata in places:
+        if metadata is None or not isinstance(metadata, Mapping):
+            continue
+        for name, value in metadata.items():
+            if not isinstance(name, str) or len(name) > METADATA_KEY_CHARS:
+                continue
+            if name in found or len(found) < METADATA_KEYS:
+                text = value if isinstance(value, str) else orjson.dumps(value).decode()
+                found[name] = text[:METADATA_TEXT_CHARS]
+    return found
 
 
 def _portkey_fields(fields: Any, address: EndpointAddress) -> PortkeyFields:

@@ -22,30 +22,60 @@ import orjson
 from batchkit.records import Usage
 
 __all__ = [
+    "Figures",
     "ModelFigures",
+    "OutcomeFigures",
     "Totals",
     "amount",
     "build",
+    "cost_in_words",
     "dollars",
     "dumps",
     "duration",
+    "figures_to_json",
     "moment",
     "printable",
     "render",
     "what_next",
 ]
 
+_NO_USAGE = Usage()
 _WIDTH = 100
 _LABEL = 12
 
 
 @dataclass(frozen=True, slots=True)
+class Figures:
+    """What answers took, `unknown` of them without saying it.
+
+    `cost` is in US dollars and None where a model has no known price; `known_cost` is then that of the rest.
+    """
+
+    answers: int = 0
+    usage: Usage = _NO_USAGE
+    unknown: int = 0
+    cost: Decimal | None = Decimal(0)
+    known_cost: Decimal = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeFigures:
+    """What answers took by what became of them: results, failures, or retries, whose requests were asked again."""
+
+    results: Figures = Figures()
+    failures: Figures = Figures()
+    retries: Figures = Figures()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFigures:
-    """What one model answered; `cost` in US dollars, None if its price is not known."""
+    """What one model answered; `cost` in US dollars, None if its price is not known, `unknown` answers without usage."""
 
     requests: int
     usage: Usage
     cost: Decimal | None
+    unknown: int = 0
+    outcomes: OutcomeFigures = OutcomeFigures()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +83,9 @@ class Totals:
     """A job's figures, as the rules count them and price them.
 
     `errors` is code: (count, custom_id of the first). `latency_s` is p50, p90, p99 and max. `known_cost` is in US
-    dollars and leaves `unpriced_models` out, `dearest` what one answer cost at most. Times are Unix times, durations seconds.
+    dollars and leaves `unpriced_models` out, `dearest` what one answer cost at most, `maybe_cost` what may have been billed
+    besides, at most, `max_cost` the bound that the last run was given, and `batch_cost` what the providers' own batch APIs
+    charge for the same, None where that is not known. Times are Unix times, durations seconds.
     """
 
     succeeded: int
@@ -62,11 +94,16 @@ class Totals:
     by_reason: Mapping[str, int] = field(default_factory=dict)
     truncated: int = 0
     models: Mapping[str, ModelFigures] = field(default_factory=dict)
+    outcomes: OutcomeFigures = OutcomeFigures()
     unknown_usage: int = 0
     known_cost: Decimal = Decimal(0)
     dearest: Decimal = Decimal(0)
+    maybe_cost: Decimal = Decimal(0)
+    max_cost: Decimal | None = None
+    batch_cost: Decimal | None = None
     unpriced_models: tuple[str, ...] = ()
     price_list: str | None = None
+    price_list_date: str | None = None
     latency_s: tuple[float, float, float, float] | None = None
     errors: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     started_at: float | None = None
@@ -96,9 +133,15 @@ def build(
     if totals.unpriced_models:
         cost["known_total"] = float(totals.known_cost)
     if totals.price_list is not None:
-        cost["price_list"] = totals.price_list
+        cost["price_list"] = {"name": totals.price_list, "date": totals.price_list_date}
     if totals.in_flight_at_kills and totals.dearest and not totals.unpriced_models:
         cost["in_flight_at_kills"] = float(totals.dearest * totals.in_flight_at_kills)
+    if totals.maybe_cost:
+        cost["maybe_cost"] = float(totals.maybe_cost)
+    if totals.max_cost is not None:
+        cost["max_cost"] = float(totals.max_cost)
+    if totals.batch_cost:
+        cost["batch_total"] = float(totals.batch_cost)
     return {
         "job_id": job_id,
         "status": status,
@@ -120,13 +163,15 @@ def build(
             "maybe_billed": totals.maybe_billed,
             "gateway_retries": totals.gateway_retries,
         },
-        "usage": {**_usage(usage), "unknown": totals.unknown_usage},
+        "usage": _usage(usage, totals.unknown_usage),
         "cost": cost,
+        "outcomes": _outcomes(totals.outcomes),
         "models": {
             name: {
                 "requests": model.requests,
-                "usage": _usage(model.usage),
-                "cost": None if model.cost is None else float(model.cost),
+                "usage": _usage(model.usage, model.unknown),
+                "cost": _amount(model.cost),
+                "outcomes": _outcomes(model.outcomes),
             }
             for name, model in totals.models.items()
         },
@@ -175,6 +220,10 @@ def what_next(summary: Mapping[str, Any]) -> str:
             return "The failures stand in the errors file; the same command with --retry-failed asks them once more."
         case "completed":
             return "Every request has its result."
+        case "stopped" if summary["stop_reason"] == "max_cost":
+            return (
+                "Stopped before --max-cost could be passed. Nothing is lost: a larger one goes on from here."
+            )
         case "stopped":
             return f"Stopped: {printable(summary['stop_reason'] or 'no reason was given')}. {again}"
         case "interrupted":
@@ -216,13 +265,34 @@ def amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _usage(usage: Usage) -> dict[str, int]:
+def _outcomes(outcomes: OutcomeFigures) -> dict[str, Any]:
+    return {
+        "results": {"requests": outcomes.results.answers, **figures_to_json(outcomes.results)},
+        "failures": {"requests": outcomes.failures.answers, **figures_to_json(outcomes.failures)},
+        "retries": {"attempts": outcomes.retries.answers, **figures_to_json(outcomes.retries)},
+    }
+
+
+def figures_to_json(figures: Figures) -> dict[str, Any]:
+    """`usage`, `cost` and, where that is not known, `known_cost`."""
+    told = {"usage": _usage(figures.usage, figures.unknown), "cost": _amount(figures.cost)}
+    if figures.cost is None:
+        told["known_cost"] = float(figures.known_cost)
+    return told
+
+
+def _amount(cost: Decimal | None) -> float | None:
+    return None if cost is None else float(cost)
+
+
+def _usage(usage: Usage, unknown: int) -> dict[str, int]:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "cached_tokens": usage.cached_tokens,
         "reasoning_tokens": usage.reasoning_tokens,
+        "unknown": unknown,
     }
 
 
@@ -260,6 +330,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterable[tuple[str, list[str]]]:
     yield "attempts", parts
     yield "tokens", _tokens(summary["usage"])
     yield "cost", _cost(summary)
+    if parts := _by_outcome(summary["outcomes"]):
+        yield "of which", parts
     if at_kills := attempts.get("in_flight_at_kills"):
         parts = [
             f"up to {at_kills:,} answers were on their way when a run was killed and may be billed twice"
@@ -306,23 +378,49 @@ def _tokens(usage: Mapping[str, int]) -> list[str]:
         f"{usage['completion_tokens']:,} completion{reasoning}",
     ]
     if usage["unknown"]:
-        parts.append(f"not known of {usage['unknown']:,} results")
+        parts.append(f"not known of {usage['unknown']:,} answers")
     return parts
 
 
 def _cost(summary: Mapping[str, Any]) -> list[str]:
     cost = summary["cost"]
     note = "list prices; simulated run: nothing was billed" if summary.get("simulated") else "list prices"
+    more = []
+    if maybe := cost.get("maybe_cost"):
+        more.append(f"up to {dollars(maybe)} more may have been billed")
+    if most := cost.get("max_cost"):
+        more.append(f"never more than {dollars(most)}")
+    if batch := cost.get("batch_total"):
+        more.append(f"{dollars(batch)} at the provider's batch price")
     if cost["total"] is not None:
         at_least = "at least " if summary["usage"]["unknown"] else ""
-        return [f"{at_least}{dollars(cost['total'])} ({note})"]
+        return [f"{at_least}{dollars(cost['total'])} ({note})", *more]
     unpriced = [printable(name) for name in cost["unpriced_models"]]
     unknown = [f"no known price for {unpriced[0]}", *unpriced[1:]]
     return (
-        [f"{dollars(cost['known_total'])} for what has a price ({note})", *unknown]
+        [f"{dollars(cost['known_total'])} for what has a price ({note})", *more, *unknown]
         if cost["known_total"]
-        else unknown
+        else unknown + more
     )
+
+
+def _by_outcome(outcomes: Mapping[str, Any]) -> list[str]:
+    """What results, failures and retries cost, if anything but results cost something."""
+    if all(outcomes[name]["cost"] == 0 for name in ("failures", "retries")):
+        return []
+    counted = (("results", "requests"), ("failures", "requests"), ("retries", "attempts"))
+    return [
+        f"{name} {cost_in_words(outcomes[name])} ({outcomes[name][count]:,})"
+        for name, count in counted
+        if outcomes[name][count]
+    ]
+
+
+def cost_in_words(figures: Mapping[str, Any]) -> str:
+    """The cost of some answers, as `$1.23`, or as far as it is known."""
+    if figures["cost"] is not None:
+        return dollars(figures["cost"])
+    return f"{dollars(figures['known_cost'])} + ?" if figures["known_cost"] else "not known"
 
 
 def moment(unix_time: float) -> str:

@@ -71,9 +71,13 @@ def _parts(gauges: Gauges) -> Iterator[Part]:
     yield Part(7, f"{amount(gauges.tokens_per_s)} tokens/s", f"{_thousands(gauges.tokens_per_s)} tok/s")
     if gauges.cost is not None:
         cost = dollars(gauges.cost)
-        yield Part(
-            4, f"at least {cost}" if gauges.cost_is_partial else cost, cost + "+" * gauges.cost_is_partial
-        )
+        if gauges.max_cost is not None:
+            most = dollars(gauges.max_cost)
+            yield Part(4, f"{cost} of {most}", f"{cost}/{most}")
+        else:
+            yield Part(
+                4, f"at least {cost}" if gauges.cost_is_partial else cost, cost + "+" * gauges.cost_is_partial
+            )
     if gauges.holding:
         detail = f": {printable(gauges.detail)}" if gauges.detail else ""
         yield Part(6, f"held back by {gauges.holding}{detail}", f"held by {gauges.holding}")

@@ -8,10 +8,10 @@ they were reserved: what is on its way is counted with the error that forecasts 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 
-__all__ = ["Budget", "Reservation"]
+__all__ = ["Budget", "Ceilings", "Reservation"]
 
 _BURST_S = 0.05
 _REFUNDED_S = 2.0
@@ -33,10 +33,15 @@ _REMEMBERED = 100
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What an attempt that began `at`, in seconds on the pacer's clock, is forecast to cost: 1 request, so many tokens."""
+    """What an attempt that began `at`, in seconds on the pacer's clock, is forecast to cost: 1 request, so many tokens.
+
+    `spent` is what all attempts had cost by then, and `level` how many others were in flight, both as its pacer counts them.
+    """
 
     at: float
     tokens: float = 0.0
+    spent: float = field(default=0.0, compare=False)
+    level: int = field(default=0, compare=False)
 
 
 class Budget:
@@ -118,6 +123,33 @@ class Budget:
         # Time in which nobody came is lost; time that a refund gave while somebody was told to wait is not.
         self._refunded_s = min(self._refunded_s, max(0.0, now - self._arrival))
         self._arrival = max(self._arrival, now - self._refunded_s) + cost / self.per_s
+
+
+class Ceilings:
+    """The requests and tokens a minute that are given, over all models together; None is no limit."""
+
+    __slots__ = ("given", "requests", "tokens")
+
+    def __init__(self, rpm: float | None, tpm: float | None) -> None:
+        self.requests = Budget(rpm, exact=True)
+        self.tokens = Budget(tpm)
+        self.given = rpm is not None or tpm is not None
+        """Whether there is any."""
+
+    def wait(self, now: float, tokens: float) -> float:
+        """Seconds until a request of so many `tokens` may start; 0.0 is at once."""
+        return max(self.requests.wait(now, 1.0), self.tokens.wait(now, tokens)) if self.given else 0.0
+
+    def spend(self, now: float, tokens: float) -> None:
+        """A request of so many `tokens` starts; `settle` follows."""
+        if self.given:
+            self.requests.spend(now, 1.0)
+            self.tokens.reserve(now, tokens)
+
+    def settle(self, now: float, reserved: Reservation, actual: float | None, *, usual: bool = True) -> None:
+        """Put right what was `reserved`, as `Budget.settle` does."""
+        if self.given:
+            self.tokens.settle(now, reserved.at, reserved.tokens, actual, usual=usual)
 
 
 class _Error:

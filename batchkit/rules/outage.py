@@ -73,6 +73,10 @@ class Outage:
         self._probe_at = now + longest * (1.0 + jitter) / 2.0
         return self._probes == 1
 
+    def withdrawn(self) -> None:
+        """A probe was not sent after all, so that another may start at once."""
+        self._probing = False
+
     def reached(self, *, probe: bool) -> bool:
         """An attempt got through, whatever was answered. True when that ends an outage."""
         if self.since is None:

@@ -21,6 +21,7 @@ __all__ = [
     "StopRun",
     "is_fault",
     "never_reached",
+    "never_sent",
     "remedy_of",
 ]
 
@@ -105,6 +106,11 @@ def never_reached(failure: Failure) -> bool:
     return (
         failure.kind in (FailureKind.CONNECTION_ERROR, FailureKind.TIMEOUT) or failure.code == "host_unknown"
     )
+
+
+def never_sent(failure: Failure) -> bool:
+    """Whether the request cannot be sent as it is, which says nothing of the network nor of the server."""
+    return failure.kind is FailureKind.INVALID_REQUEST and failure.status is None
 
 
 def is_fault(failure: Failure) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from batchkit.records import Answer, Failure, FailureKind, Reply, Request
-from batchkit.rules.retry import Remedy, StopRun, never_reached, remedy_of
+from batchkit.rules.retry import Remedy, StopRun, never_reached, never_sent, remedy_of
 
 __all__ = ["StopRule"]
 
@@ -19,6 +19,8 @@ _UNREACHED = 6
 """So many connections in vain, each after a longer wait, and nobody is there."""
 _UNREACHED_FOR_S = 3600.0
 """An endpoint that was there before is waited for so long: networks come back, but a run must not wait for ever."""
+_REFUSED_FOR_S = 3600.0
+"""A limit a minute, or an hour, is over by then; one a day is not worth waiting for with a process that does nothing."""
 _REFUSALS = 3
 _REFUSALS_WITHIN_S = 60.0
 
@@ -34,6 +36,7 @@ class StopRule:
         self._not_api_in_a_row = 0
         self._unreached = 0
         self._unreached_since: float | None = None
+        self._refused_since: float | None = None
         self._refusals: deque[float] = deque(maxlen=_REFUSALS)
         self._unknown_models: set[str | None] = set()
 
@@ -59,6 +62,7 @@ class StopRule:
             self._alike = None
             self._not_api_in_a_row = 0
             self._unreached_since = None
+            self._refused_since = None
             return None
         if answer.kind is not FailureKind.NOT_AN_API:
             self._not_api_in_a_row = 0
@@ -69,8 +73,17 @@ class StopRule:
             gone_for_s = now - self._unreached_since
             if gone_for_s >= _UNREACHED_FOR_S if self._succeeded else self._unreached >= _UNREACHED:
                 return StopRun("unreachable", f"the endpoint cannot be reached: {answer.message}")
-        else:
+        elif not never_sent(answer):
             self._unreached, self._unreached_since = 0, None
+        if remedy_of(answer) is Remedy.RATE:
+            if self._refused_since is None:
+                self._refused_since = now
+            if now - self._refused_since >= _REFUSED_FOR_S:
+                return StopRun(
+                    "rate_limited", f"nothing but refusals for their rate for an hour: {answer.message}"
+                )
+        elif not never_reached(answer):
+            self._refused_since = None
         match answer.kind:
             case FailureKind.QUOTA_EXHAUSTED:
                 return StopRun(answer.code, f"the quota is used up: {answer.message}")

@@ -276,6 +276,7 @@ class Files:
             for line in lines
             if line["response"] and isinstance(line["response"]["body"], dict)
         ]
+        usages += [attempt["usage"] for line in lines for attempt in line["batchkit"].get("billed", ())]
         for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
             assert summary["usage"][name] == sum(usage.get(name, 0) for usage in usages)
 

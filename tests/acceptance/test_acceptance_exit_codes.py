@@ -56,7 +56,7 @@ def test_2_wrong_usage_sends_nothing_and_leaves_nothing(wrong, said, command, wr
     assert (tmp_path / "requests.jsonl").read_bytes() == before
 
 
-def test_3_a_refused_key_costs_one_request_and_fails_none(command, files, words):
+def test_fault_31_a_refused_key_at_the_first_request_costs_one_request_and_ends_with_3(command, files, words):
     child = command.start("simulate", "--port", 0, "--instant", "--refuse-key")
     base_url = child.stdout.readline().strip()
     ran = command(*words, "--base-url", base_url, "--json", code=3)
@@ -69,11 +69,24 @@ def test_3_a_refused_key_costs_one_request_and_fails_none(command, files, words)
     assert files.errors == files.results == []
 
 
-def test_3_an_empty_account_stops_and_a_full_one_goes_on(command, provider, simulate, files, words):
+def test_fault_31_no_such_model_at_the_first_request_costs_one_request_and_ends_with_3(
+    command, record, words
+):
+    unknown = {"error": {"message": "no such model", "code": "model_not_found"}}
+    endpoint = record(respond=lambda _: (404, {}, unknown))
+    stopped = command(*words, "--base-url", endpoint.base_url, "--json", code=3).json
+    assert stopped["stop_reason"] == "model_not_found"
+    assert len(endpoint.received) == 1
+
+
+def test_fault_30_a_quota_gone_in_mid_run_stops_within_what_was_in_flight_and_a_full_account_goes_on(
+    command, provider, simulate, files, words
+):
     poor = simulate(quota=15)
     stopped = command(*words, "--base-url", poor.base_url, "--concurrency", 4, "--json", code=3).json
     assert stopped["stop_reason"] == "insufficient_quota"
     assert stopped["requests"]["succeeded"] == 15
+    assert poor.stats.received <= 15 + 4
     assert not files.errors
     gone_on = command(*words, "--base-url", provider.base_url, "--force", "--json").json
     files.assert_summary_is_a_fold(gone_on, 40)

@@ -31,7 +31,7 @@ async def deliver(delivery: Delivery, index: int, outcomes: list[Outcome]) -> No
     outcomes.append(outcome)
 
 
-async def test_a_port_that_is_closed_for_ten_minutes_costs_no_attempt_and_is_knocked_at_now_and_then():
+async def test_fault_32_a_network_that_is_gone_for_ten_minutes_costs_no_attempt_and_is_probed_now_and_then():
     clock, server, back = ManualClock(), ScriptedServer(after=GOOD), asyncio.Event()
     events: list[Event] = []
     outcomes: list[Outcome] = []

@@ -6,7 +6,21 @@ import json
 
 import orjson
 import pytest
-from answer_rows import BODY, GOOD, HTML, ROWS, Failed, Result, Row, Stopped, error
+from answer_rows import (
+    BODY,
+    GOOD,
+    HTML,
+    LARGE_HEADERS,
+    LOST,
+    OTHERS,
+    ROWS,
+    USELESS,
+    Failed,
+    Result,
+    Row,
+    Stopped,
+    error,
+)
 from bare_delivery import bare_delivery
 from scripted_server import ScriptedServer, http
 
@@ -76,9 +90,35 @@ def hurried(monkeypatch):
     monkeypatch.setattr("batchkit.parts.random.random", lambda: 0.0)
 
 
+def each_of(rows):
+    return pytest.mark.parametrize("row", rows, ids=lambda row: row.says)
+
+
 @pytest.mark.usefixtures("hurried")
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.says)
-async def test_what_follows_an_answer(row: Row, tmp_path):
+@each_of(OTHERS)
+async def test_what_follows_an_answer(row, tmp_path):
+    await send_and_compare(row, tmp_path)
+
+
+@pytest.mark.usefixtures("hurried")
+@each_of(LOST)
+async def test_fault_27_what_follows_a_reset_a_cut_body_a_cut_chunk_or_silence(row, tmp_path):
+    await send_and_compare(row, tmp_path)
+
+
+@pytest.mark.usefixtures("hurried")
+@each_of(USELESS)
+async def test_fault_28_what_follows_a_malformed_200(row, tmp_path):
+    await send_and_compare(row, tmp_path)
+
+
+@pytest.mark.usefixtures("hurried")
+@each_of(LARGE_HEADERS)
+async def test_fault_36_what_follows_a_header_of_64_kb(row, tmp_path):
+    await send_and_compare(row, tmp_path)
+
+
+async def send_and_compare(row: Row, tmp_path):
     first = () if row.proven_by is None else (row.proven_by,)
     server = ScriptedServer(*first, *row.sends, after=ONE_TOO_MANY)
     async with server.listening() as url:

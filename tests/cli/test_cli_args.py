@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import threading
 from dataclasses import fields
+from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +32,8 @@ def toml(tmp_path):
     return write
 
 
+PRICES = str(Path(__file__).parents[2] / "samples" / "prices.toml")
+
 # A setting, its flag's words, its environment variable's text, its line of TOML, and what they mean.
 SPELLINGS = {
     "base_url": (["http://a/v1"], "http://a/v1", '"http://a/v1"', "http://a/v1"),
@@ -39,8 +45,10 @@ SPELLINGS = {
     "tpm": (["2000000"], "2_000_000", "2_000_000", 2e6),
     "timeout": (["1.5"], "1.5", "1.5", 1.5),
     "max_attempts": (["3"], "3", "3", 3),
+    "max_cost": (["12.50"], "12.5", "12.50", Decimal("12.5")),
     "max_failures": (["5%"], "5%", '"5%"', "5%"),
     "limit": (["0"], "0", "0", 0),
+    "prices": ([PRICES], PRICES, f'"{PRICES}"', PRICES),
     "retry_failed": ([], "1", "true", True),
     "overwrite": ([], "yes", "true", True),
     "job_id": (["j"], "j", '"j"', "j"),
@@ -51,6 +59,7 @@ SPELLINGS = {
     "cache_namespace": (["n"], "n", '"n"', "n"),
     "cache_force_refresh": ([], "on", "true", True),
     "allow_http": ([], "TRUE", "true", True),
+    "trust_env": ([], "true", "true", True),
     "allow_growth": ([], "true", "true", True),
     "force": ([], "true", "true", True),
     "rescan": ([], "true", "true", True),
@@ -199,3 +208,32 @@ def test_no_flag_takes_a_secret_and_each_has_help():
     assert not [word for word in ("api-key", "token ", "secret", "virtual-key") if word in text]
     assert "(default 256)" in text
     assert "(default 600)" in text
+
+
+def test_prices_are_read_from_their_file_once_and_as_a_mapping_in_python(tmp_path):
+    path = tmp_path / "prices.toml"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=("[m]\ninput = 0.1\noutput = 2\n",))
+    writer.start()
+    settings = read("--prices", str(path))
+    writer.join()
+    assert settings.prices == {"m": {"prompt": Decimal("0.1"), "completion": Decimal(2)}}
+    assert settings == Settings.of({"prices": {"m": {"prompt": 0.1, "completion": 2}}})
+
+
+@pytest.mark.parametrize("given", ["flag", "file", "python"])
+def test_a_wrong_price_file_is_named_with_its_key(given, tmp_path, toml):
+    path = tmp_path / "prices.toml"
+    path.write_text("[m]\nprompt = -1\ncompletion = 2\n")
+    words = ("--prices", str(path)) if given == "flag" else toml(f'prices = "{path}"')
+    with pytest.raises(UsageError, match=r"prices.toml: m: prompt is -1; it is US dollars"):
+        Settings.of({"prices": path}) if given == "python" else read(*words)
+    with pytest.raises(UsageError, match=r"cannot read the price file .*none.toml: No such file"):
+        read("--prices", str(tmp_path / "none.toml"))
+
+
+def test_prices_that_are_none_are_refused():
+    with pytest.raises(UsageError, match="prices: m: batch is 7"):
+        Settings(prices={"m": {"prompt": 1, "completion": 2, "batch": 7}})
+    with pytest.raises(UsageError, match="prices is 7; it is a mapping"):
+        Settings(prices=7)

@@ -12,7 +12,7 @@ from batchkit.engine.gate import Gate
 from batchkit.engine.stop import Stop
 from batchkit.errors import EndpointRefused, Interrupted
 from batchkit.events import AttemptFailed, Event
-from batchkit.records import Failure, FailureKind, PortkeyFields, Reply, Request
+from batchkit.records import Billed, Failure, FailureKind, PortkeyFields, Reply, Request, Usage
 from batchkit.rules.pacing import Pacer
 from batchkit.rules.retry import RetryPolicy
 from batchkit.rules.retry_budget import RetryBudget
@@ -74,6 +74,29 @@ async def test_a_transient_fault_is_tried_again_after_full_jitter_and_told():
         if isinstance(event, AttemptFailed)
     ]
     assert told == [(1, "server_error", 0.5), (2, "timeout", 1.0)]
+
+
+async def test_an_attempt_that_is_repeated_though_it_said_what_it_took_stands_in_the_outcome():
+    took, gave = Usage(10, 2, 12), Usage(9, 0, 9)
+    scene = Scene(
+        {
+            "a": [
+                replace(failure("invalid_response", status=200), model="m", usage=took),
+                failure("server_error"),
+                replace(failure("server_error", status=500), usage=gave),
+                reply(),
+            ],
+            # The last is the outcome itself, and no attempt that was repeated.
+            "b": [replace(failure("invalid_response", status=200), usage=took)],
+        }
+    )
+    outcome = await scene.delivery.deliver(ask(metadata={"team": "blue"}))
+    assert outcome is not None
+    assert outcome.billed == (Billed("m", took), Billed("", gave))
+    assert outcome.metadata == {"team": "blue"}
+    outcome = await scene.delivery.deliver(ask("b", 1))
+    assert outcome is not None
+    assert (outcome.attempts, outcome.billed) == (3, (Billed("", took),) * 2)
 
 
 async def test_after_max_attempts_the_last_failure_is_the_outcome():

@@ -37,7 +37,7 @@ class Run:
         latency_s: float = 0.5,
         poison: Callable[[int], bool] = lambda _: False,
     ) -> None:
-        self.poison = poison
+        self.poison, self.poisoned = poison, SICK
         self.clock, self.stop, self.random = ManualClock(), Stop(), Random(7)
         self.events: list[Event] = []
         self.outcomes: list[Outcome] = []
@@ -61,7 +61,7 @@ class Run:
     async def _attempt(self, request, trace):
         self.attempts.append(self.clock.now())
         answer = await self.endpoint.attempt(request, trace)
-        return SICK if self.poison(request.index) else answer
+        return self.poisoned if self.poison(request.index) else answer
 
     async def work(self, requests: int) -> None:
         left = iter(range(requests))
@@ -152,6 +152,21 @@ async def test_who_waits_for_the_network_when_the_run_stops_stays_open():
     assert run.stop.cause.code == "unreachable"
     assert 3600.0 < run.clock.now() < 3700.0
     assert all(outcome.succeeded for outcome in run.outcomes)
+
+
+async def test_a_request_that_cannot_be_sent_says_nothing_of_a_network_that_is_away():
+    """Not that it is back, so that nobody goes on; nor that it is not, so that nobody waits longer."""
+    run = Run(away(1.1, 601.1))
+    # Some of those under way when it goes, and as many that are begun in their place.
+    unsendable = set(range(3 * WORKERS - 10, 3 * WORKERS + 10))
+    run.poison, run.poisoned = unsendable.__contains__, failure("invalid_request", code="invalid_header")
+    await run.work(400)
+    assert {outcome.index for outcome in run.outcomes if not outcome.succeeded} == unsendable
+    gone, back = run.notices
+    assert gone.startswith("the endpoint cannot be reached since ")
+    assert back.startswith("the endpoint is reached again, after 6")
+    # Each of them makes way for the next as soon as it has failed.
+    assert run.began(2.0, 601.0) < 60
 
 
 # --- a sick server -------------------------------------------------------------------------------------------------

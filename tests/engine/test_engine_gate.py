@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anyio
 import pytest
 
@@ -18,11 +20,78 @@ def ask(index: int = 0, size: int = 300, max_tokens: int | None = None) -> Reque
 
 
 async def test_without_a_limit_nobody_waits():
+    """A window of those that run at once: as many begin as are answered."""
     clock, stop = ManualClock(), Stop()
     gate = Gate(Pacer(), clock, stop)
     for index in range(1000):
-        assert await gate.admit(ask(index)) == Reservation(0.0)
+        reserved = await gate.admit(ask(index))
+        assert reserved == Reservation(0.0)
+        gate.settle(ask(index), reply(), reserved)
     assert clock.now() == 0.0
+
+
+async def test_a_model_at_its_limit_holds_up_no_other():
+    clock, stop = ManualClock(), Stop()
+    gate = Gate(Pacer(), clock, stop)
+    slow, fast = replace(ask(), model="slow"), replace(ask(), model="fast")
+    refused = [await gate.admit(slow) for _ in range(10)]
+    for reserved in refused:
+        gate.settle(slow, failure("rate_limited", retry_after=60.0), reserved or Reservation(0.0))
+    assert gate.pacers["slow"].paused_for(0.0) == 60.0
+    passed: list[tuple[str | None, float]] = []
+
+    async def one(request: Request) -> None:
+        await gate.admit(request)
+        passed.append((request.model, clock.now()))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(one, slow)
+        group.start_soon(one, fast)
+    assert passed == [("fast", 0.0), ("slow", pytest.approx(60.0, abs=0.1))]
+
+
+async def test_as_many_models_as_lines_take_no_more_memory():
+    gate = Gate(Pacer(), ManualClock(), Stop())
+    for index in range(1100):
+        request = replace(ask(index), model=f"m{index}")
+        reserved = await gate.admit(request)
+        assert reserved is not None
+        gate.settle(request, reply(), reserved)
+    assert len(gate.pacers) == 1000
+    assert gate.pacers["m0"].in_flight == 0
+
+
+async def test_the_rpm_that_is_given_is_one_for_all_models_and_passes_in_order():
+    clock, stop = ManualClock(), Stop()
+    gate = Gate(Pacer(rpm=60), clock, stop)
+    passed: list[tuple[int, float]] = []
+
+    async def one(index: int) -> None:
+        await gate.admit(replace(ask(index), model=f"m{index % 2}"))
+        passed.append((index, clock.now()))
+
+    async with anyio.create_task_group() as group:
+        for index in range(6):
+            group.start_soon(one, index)
+    assert [index for index, _ in passed] == list(range(6))
+    assert [at for _, at in passed] == pytest.approx([float(second) for second in range(6)], abs=0.1)
+
+
+async def test_a_large_request_is_not_starved_by_small_ones_to_another_model():
+    clock, stop = ManualClock(), Stop()
+    gate = Gate(Pacer(tpm=6000), clock, stop)
+    await gate.admit(replace(ask(max_tokens=4000), model="a"))
+    passed: list[tuple[str, float]] = []
+
+    async def one(name: str, tokens: int, model: str) -> None:
+        await gate.admit(replace(ask(size=3, max_tokens=tokens), model=model))
+        passed.append((name, clock.now()))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(one, "large", 3000, "a")
+        for number in range(20):
+            group.start_soon(one, f"small {number}", 50, "b")
+    assert passed[0][0] == "large"
 
 
 async def test_rpm_lets_requests_pass_evenly_and_in_their_order():

@@ -71,7 +71,7 @@ async def test_a_run_that_is_over_is_held_back_by_nothing():
     monitor.readings = Readings(
         tally=Tally(),
         pipeline=cast("Any", SimpleNamespace(busy=3, starved=False)),
-        delivery=cast("Any", SimpleNamespace(in_flight=0)),
+        delivery=cast("Any", SimpleNamespace(in_flight=0, unpaid=0)),
         gate=cast("Any", SimpleNamespace(waiting=1, pacer=pacer)),
         concurrency=4,
         ended=lambda: (1, 0),

@@ -31,7 +31,7 @@ command, simulate, provider, record = (
     acceptance.record,
 )
 write_requests, files, until = acceptance.write_requests, acceptance.files, acceptance.until
-line, kill = acceptance.line, acceptance.kill
+line, kill, run_elsewhere = acceptance.line, acceptance.kill, acceptance.run_elsewhere
 
 ADDRESS = endpoint_address("http://127.0.0.1:1/v1", version="0", timeout=60)
 

@@ -1,7 +1,15 @@
+from zlib import crc32
+
 import pytest
 from hypothesis import given, strategies as st
 
-from batchkit.formats.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
+from batchkit.formats.checkpoint import (
+    Checkpoint,
+    Standing,
+    decode_checkpoint,
+    decode_standing,
+    encode_checkpoint,
+)
 from batchkit.records import RunHeader
 
 CHECKPOINT = Checkpoint(
@@ -78,3 +86,17 @@ def test_another_version_is_refused_by_its_number(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="version 99"):
         decode_checkpoint(data)
+
+
+def test_how_the_job_stood_is_read_from_any_version(monkeypatch):
+    monkeypatch.setattr("batchkit.formats.checkpoint._VERSION", 99)
+    data = encode_checkpoint(CHECKPOINT)
+    assert decode_standing(data) == Standing(100, 20, 10, 8, "stopped", "insufficient_quota")
+
+
+@pytest.mark.parametrize("covered", [b'{"version":1', b'{"total":1,"limit":2', b'[{"version":1}'])
+def test_what_does_not_say_how_the_job_stood_is_refused(covered):
+    with pytest.raises(ValueError):
+        decode_standing(b'%b,"crc32":"%08x"}' % (covered, crc32(covered)))
+    with pytest.raises(ValueError, match="checksum"):
+        decode_standing(covered)

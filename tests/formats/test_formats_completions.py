@@ -166,7 +166,9 @@ def test_a_byte_order_mark_does_not_cost_the_answer():
         ({"prompt_tokens": 10**13, "completion_tokens": 2}, None),
     ],
 )
-def test_usage_is_what_can_be_believed_or_unknown(usage, expected):
+def test_fault_39_usage_that_is_null_negative_fractional_huge_or_missing_is_unknown_and_not_zero(
+    usage, expected
+):
     assert reply(completion(usage=usage)).usage == expected
 
 

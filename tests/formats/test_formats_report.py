@@ -3,7 +3,7 @@ from decimal import Decimal
 from html.parser import HTMLParser
 
 from batchkit.formats.report import render_html
-from batchkit.formats.summary import ModelFigures, Totals, build
+from batchkit.formats.summary import Figures, ModelFigures, OutcomeFigures, Totals, build
 from batchkit.records import Usage
 
 EVIL = "<script>alert(1)</script>\"'&\u202e\x1b"
@@ -139,7 +139,20 @@ def test_a_simulated_job_says_that_nothing_was_billed():
 def test_what_the_figures_leave_out_is_said():
     told = page(truncated=2, unknown_usage=4)[1].text
     assert "2 results were cut at their length limit." in told
-    assert "4 results came without usage; tokens and cost leave them out." in told
+    assert "4 answers came without usage; tokens and cost leave them out." in told
+
+
+def test_what_failures_and_retries_cost_has_a_table_of_its_own():
+    outcomes = OutcomeFigures(
+        Figures(90, Usage(1000, 100, 1100), 0, Decimal("1.25"), Decimal("1.25")),
+        Figures(3, Usage(77, 0, 77), 2, None, Decimal("0.25")),
+        Figures(4, Usage(88, 0, 88), 0, Decimal(0), Decimal(0)),
+    )
+    told = page(outcomes=outcomes, maybe_cost=Decimal("0.75"))[1].text
+    for word in ("Usage by outcome", "$1.25", "$0.2500 + ?", "77", "88", "attempts that were repeated"):
+        assert word in told
+    assert "Up to $0.7500 more may have been billed." in told
+    assert "Usage by outcome" not in page()[1].text
 
 
 def test_many_models_all_stand_in_the_table_but_not_all_in_the_chart():

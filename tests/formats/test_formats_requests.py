@@ -75,6 +75,38 @@ def test_the_shape_with_fields_for_portkey():
     assert request({"body": BODY, "portkey": fields}).portkey == PortkeyFields(**fields)
 
 
+def test_what_a_record_says_of_itself_may_stand_in_three_places_of_which_the_last_wins():
+    record = {
+        "metadata": {"a": "beside", "b": "beside", "c": "beside"},
+        "body": {**BODY, "metadata": {"b": "body", "c": "body"}},
+        "portkey": {"metadata": {"c": "portkey"}},
+    }
+    assert request(record).metadata == {"a": "beside", "b": "body", "c": "portkey"}
+    assert sent(record) == record["body"]
+    assert request({**BODY, "metadata": {"a": "body"}}).metadata == {"a": "body"}
+    assert request({"body": BODY}, {"metadata": {"a": "default"}}).metadata == {}
+
+
+def test_what_is_no_text_is_kept_as_its_json_and_what_is_no_metadata_is_left():
+    metadata = {"n": 1, "x": 1.5, "yes": True, "none": None, "list": ["é", {}], "text": "1"}
+    kept = {"n": "1", "x": "1.5", "yes": "true", "none": "null", "list": '["é",{}]', "text": "1"}
+    assert request({"body": {**BODY, "metadata": metadata}}).metadata == kept
+    for nothing in (None, "team", ["team"], 3):
+        assert request({"metadata": nothing, "body": {**BODY, "metadata": nothing}}).metadata == {}
+
+
+def test_metadata_is_bounded():
+    kept = request({"body": {**BODY, "metadata": {f"k{number}": "é" * 600 for number in range(70)}}}).metadata
+    assert kept == {f"k{number}": "é" * 512 for number in range(64)}
+    assert request({"metadata": {"k" * 129: "1", "k" * 128: "2"}, "body": BODY}).metadata == {"k" * 128: "2"}
+
+
+def test_a_bad_line_keeps_what_it_says_of_itself():
+    parsed = read({"body": {**BODY, "stream": True, "metadata": {"team": "blue"}}})
+    assert isinstance(parsed, BadLine)
+    assert parsed.metadata == {"team": "blue"}
+
+
 def test_extra_keys_beside_the_body_are_not_sent():
     assert (
         sent({"body": BODY, "api_base": "http://evil", "headers": {"x": "y"}, "messages": [], "priority": 1})

@@ -4,7 +4,9 @@ from decimal import Decimal
 import pytest
 
 from batchkit.formats.summary import (
+    Figures,
     ModelFigures,
+    OutcomeFigures,
     Totals,
     amount,
     build,
@@ -17,6 +19,23 @@ from batchkit.formats.summary import (
     what_next,
 )
 from batchkit.records import Usage
+
+NOTHING = {
+    "usage": {
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "total_tokens": 0,
+        "cached_tokens": 0,
+        "reasoning_tokens": 0,
+        "unknown": 0,
+    },
+    "cost": 0.0,
+}
+NO_OUTCOMES = {
+    "results": {"requests": 0, **NOTHING},
+    "failures": {"requests": 0, **NOTHING},
+    "retries": {"attempts": 0, **NOTHING},
+}
 
 
 def totals(**change):
@@ -35,6 +54,7 @@ def totals(**change):
         },
         "known_cost": Decimal("0.0128"),
         "price_list": "genai-prices 0.2.3",
+        "price_list_date": "2026-11-10",
         "latency_s": (0.5, 1.0, 2.0, 12.0),
         "errors": {"context_length_exceeded": (2, "request-17")},
         "started_at": 1763820000.0,
@@ -75,8 +95,9 @@ def test_the_summary_has_the_shape_that_was_promised():
             "currency": "USD",
             "total": 0.0128,
             "unpriced_models": [],
-            "price_list": "genai-prices 0.2.3",
+            "price_list": {"name": "genai-prices 0.2.3", "date": "2026-11-10"},
         },
+        "outcomes": NO_OUTCOMES,
         "models": {
             "gpt-4o-mini-2024-07-18": {
                 "requests": 5,
@@ -86,8 +107,10 @@ def test_the_summary_has_the_shape_that_was_promised():
                     "total_tokens": 629_760,
                     "cached_tokens": 1000,
                     "reasoning_tokens": 30,
+                    "unknown": 0,
                 },
                 "cost": 0.0123,
+                "outcomes": NO_OUTCOMES,
             },
             "gpt-4o": {
                 "requests": 2,
@@ -97,8 +120,10 @@ def test_the_summary_has_the_shape_that_was_promised():
                     "total_tokens": 30,
                     "cached_tokens": 0,
                     "reasoning_tokens": 0,
+                    "unknown": 0,
                 },
                 "cost": 0.0005,
+                "outcomes": NO_OUTCOMES,
             },
         },
         "latency_s": {"p50": 0.5, "p90": 1.0, "p99": 2.0, "max": 12.0},
@@ -165,9 +190,43 @@ def test_the_text_names_models_without_a_price_and_never_calls_them_free():
     assert "cost        $0.0128 for what has a price (list prices), no known price for mine\n" in some
 
 
+def test_what_failures_and_retries_cost_is_told_apart():
+    outcomes = OutcomeFigures(
+        Figures(7, Usage(600_000, 400, 600_400), 0, Decimal("0.0113"), Decimal("0.0113")),
+        Figures(2, Usage(29_370, 10, 29_380), 1, None, Decimal("0.001")),
+        Figures(1, Usage(0, 10, 10), 0, Decimal("0.0005"), Decimal("0.0005")),
+    )
+    told = summary(outcomes=outcomes)
+    assert told["outcomes"]["failures"] == {
+        "requests": 2,
+        "usage": {
+            "prompt_tokens": 29_370, "completion_tokens": 10, "total_tokens": 29_380, "cached_tokens": 0,
+            "reasoning_tokens": 0, "unknown": 1,
+        },
+        "cost": None,
+        "known_cost": 0.001,
+    }  # fmt: skip
+    assert told["outcomes"]["retries"]["attempts"] == 1
+    assert "known_cost" not in told["outcomes"]["results"]
+    assert "  of which    results $0.0113 (7), failures $0.001 + ? (2), retries $0.0005 (1)\n" in render(told)
+    free = OutcomeFigures(Figures(7, Usage(5), 0, Decimal("0.01"), Decimal("0.01")))
+    assert "of which" not in render(summary(outcomes=free))
+
+
+def test_what_may_have_been_billed_besides_and_what_a_batch_would_have_cost_are_said():
+    told = summary(maybe_cost=Decimal("0.25"), batch_cost=Decimal("0.0064"))
+    assert told["cost"]["maybe_cost"] == 0.25
+    assert told["cost"]["batch_total"] == 0.0064
+    said = "$0.0128 (list prices), up to $0.2500 more may have been billed, $0.0064 at the provider's batch price"
+    assert said in render(told, width=200)
+    assert not {"maybe_cost", "batch_total"} & set(summary()["cost"])
+    nothing_known = summary(maybe_cost=Decimal("0.25"), unpriced_models=("mine",), known_cost=Decimal(0))
+    assert "no known price for mine, up to $0.2500 more may have been billed" in render(nothing_known)
+
+
 def test_a_cost_without_all_usage_is_a_lower_bound():
     assert "at least $0.0128" in render(summary(unknown_usage=3))
-    assert "not known of 3 results" in render(summary(unknown_usage=3))
+    assert "not known of 3 answers" in render(summary(unknown_usage=3))
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,14 @@ def test_a_cost_that_leaves_models_out_is_a_lower_bound():
     assert ", at least $1.23, " in stream.getvalue()
 
 
+def test_a_cost_that_may_not_pass_an_amount_is_shown_with_it():
+    capped = replace(GAUGES, max_cost=25.0)
+    stream = io.StringIO()
+    ProgressLog(stream).tick(capped)
+    assert ", $1.23 of $25.00, " in stream.getvalue()
+    assert "$1.23 of $25.00" in layout(capped, 79)
+
+
 @pytest.mark.parametrize("make", [ProgressBar, ProgressLog])
 def test_the_first_fault_of_each_kind_is_told_and_no_other(make):
     stream = io.StringIO()

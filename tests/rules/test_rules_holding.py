@@ -25,6 +25,7 @@ AT_REST = {
         ({"at_gate": 3}, "limit", "tokens a minute"),
         ({"retrying": 1200, "in_flight": 3}, "server", "1,200 requests wait to be tried again"),
         ({"retrying": 3, "in_flight": 3}, "", ""),
+        ({"unpaid": 3, "retrying": 20}, "cost", "3 requests wait for room under --max-cost"),
         ({"in_flight": 256, "starved": True}, "concurrency", "all 256 in flight"),
         ({"in_flight": 2, "starved": True}, "input", "waiting for lines"),
     ],

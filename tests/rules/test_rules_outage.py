@@ -96,3 +96,12 @@ def test_the_next_outage_begins_with_short_waits_again():
     for _ in range(3):
         outage.missed(100.0, 0.0, probe=False)
     assert outage.next_probe_in(100.0) == 0.25
+
+
+def test_a_probe_that_was_not_sent_makes_way_for_the_next_and_ends_nothing():
+    outage = gone()
+    wait = outage.ask(0.0)
+    assert [outage.ask(wait), outage.ask(wait)] == [0.0, inf]
+    outage.withdrawn()
+    assert outage.since == 0.0
+    assert [outage.ask(wait), outage.ask(wait)] == [0.0, inf]

@@ -12,7 +12,8 @@ from itertools import count
 import pytest
 
 from batchkit.records import Request, Usage
-from batchkit.rules.pacing import Pacer, Reservation, TokenForecast
+from batchkit.rules.forecast import TokenForecast
+from batchkit.rules.pacing import Pacer, Reservation
 
 
 @dataclass
@@ -79,7 +80,7 @@ def run(pacer, provider, *, seconds, workers=400, seed=1, tokens=lambda _: (0.0,
             free -= 1
             ran.started.append(now)
             ran.tokens.append((now, actual or 0.0))
-            reservation = Reservation(now, reserved)
+            reservation = pacer.reserved(now, reserved)
             if provider.takes(now):
                 at = now + dice.lognormvariate(0, 0.5) * provider.latency_s
                 heapq.heappush(events, (at, next(order), "answer", (reservation, actual)))
@@ -195,33 +196,51 @@ def test_a_lower_limit_than_rpm_is_found():
     assert len(ran.refused) <= 0.1 * len(ran.answered)
 
 
-def test_a_single_refusal_pauses_everyone_for_a_moment_only():
+def started(pacer, count, since=10.0):
+    """So many starts, each answered at once."""
+    for _ in range(count):
+        assert pacer.reserve(since) == 0.0
+        pacer.accepted(since, pacer.reserved(since))
+
+
+def refuse(pacer, count, at, hint=None):
+    """So many starts at one moment, all of them refused a moment later."""
+    reserved = []
+    for _ in range(count):
+        assert pacer.reserve(at) == 0.0
+        reserved.append(pacer.reserved(at))
+    for each in reserved:
+        pacer.refused(at + 0.1, hint, each)
+
+
+def test_when_nothing_is_known_a_few_may_start_and_more_with_each_answer_and_each_quarter_second():
     pacer = Pacer()
-    for _ in range(100):
-        assert pacer.reserve(10.0) == 0.0
-    pacer.refused(10.1, 60.0, Reservation(10.0))
-    assert pacer.paused_for(10.1) == pytest.approx(0.25)
-    assert pacer.reserve(10.2) == pytest.approx(0.15)
-    assert pacer.reserve(10.36) == 0.0
+    assert [pacer.reserve(10.0) for _ in range(17)] == [0.0] * 16 + [pytest.approx(0.25)]
+    assert [pacer.reserve(10.25) for _ in range(33)] == [0.0] * 32 + [pytest.approx(0.25)]
+    pacer.accepted(10.3, Reservation(10.0))
+    assert [pacer.reserve(10.3) for _ in range(3)] == [0.0, 0.0, pytest.approx(0.2)]
+
+
+def test_a_single_refusal_among_a_hundred_holds_nobody_up():
+    pacer = Pacer()
+    started(pacer, 100)
+    refuse(pacer, 1, 10.0, hint=60.0)
+    assert (pacer.per_s, pacer.paused_for(10.1)) == (None, 0.0)
+    assert pacer.reserve(10.1) == 0.0
 
 
 def test_a_server_that_takes_nothing_is_left_alone_for_as_long_as_it_asks():
     pacer = Pacer()
-    for _ in range(20):
-        assert pacer.reserve(10.0) == 0.0
-    for _ in range(20):
-        pacer.refused(10.1, 60.0, Reservation(10.0))
+    refuse(pacer, 16, 10.0, hint=60.0)
     assert pacer.paused_for(10.1) == pytest.approx(60.0)
     assert pacer.paused_for(71.0) == 0.0
 
 
 def test_waiting_out_a_pause_does_not_raise_the_rate():
     pacer = Pacer()
-    for _ in range(20):
-        assert pacer.reserve(10.0) == 0.0
-    for _ in range(20):
-        pacer.refused(10.1, 60.0, Reservation(10.0))
+    refuse(pacer, 16, 10.0, hint=60.0)
     rate = pacer.per_s
+    assert rate is not None
     for second in range(11, 70):
         assert pacer.reserve(float(second)) > 0.0
     assert pacer.per_s == rate
@@ -229,11 +248,10 @@ def test_waiting_out_a_pause_does_not_raise_the_rate():
 
 def test_a_refusal_that_comes_when_nothing_was_started_lately_says_nothing():
     pacer = Pacer()
+    started(pacer, 1, 0.0)
     assert pacer.reserve(0.0) == 0.0
-    pacer.refused(100.0, 60.0, Reservation(0.0))
-    assert pacer.per_s is None
-    assert not pacer.found
-    assert pacer.paused_for(100.0) == pytest.approx(0.25)
+    pacer.refused(100.0, 60.0, pacer.reserved(0.0))
+    assert (pacer.per_s, pacer.found, pacer.paused_for(100.0)) == (None, False, 0.0)
 
 
 def test_a_rate_far_below_the_limit_does_not_stay_there_for_minutes():

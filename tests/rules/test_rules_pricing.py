@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -9,11 +10,14 @@ from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelPrice, TieredPrices
 
 from batchkit.records import Failure, FailureKind, Outcome, Reply, Usage
-from batchkit.rules.pricing import Price, PriceList, Rate, cost_of
-from batchkit.rules.tally import BAND_EDGES, Tally, band_of
+from batchkit.rules.bill import BAND_EDGES, band_of
+from batchkit.rules.pricing import RELEASED, Price, PriceList, Rate, cost_of
+from batchkit.rules.tally import Tally
 
 AT = 1_763_820_000.0
-KMMLU = Path(__file__).parents[3] / "shared" / "data" / "kmmlu_output.jsonl"
+LATER = 1_794_800_000.0
+ROOT = Path(__file__).parents[2]
+KMMLU = ROOT.parent / "shared" / "data" / "kmmlu_output.jsonl"
 PRICES = PriceList(at=AT)
 
 
@@ -217,8 +221,21 @@ def test_failures_without_usage_cost_nothing():
     assert cost_of(tally, PRICES).total == 0
 
 
-def test_the_list_is_named_with_its_version():
+def test_the_list_is_named_with_its_version_and_the_day_it_was_published():
     assert PRICES.name.startswith("genai-prices 0.")
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", PRICES.date)
+
+
+def test_the_day_is_that_of_the_version_which_is_locked():
+    locked = re.search(r"^genai-prices==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert locked is not None
+    assert RELEASED[0] == locked[1], "name the day on which the new version was published, too"
+
+
+def test_of_another_version_no_day_is_told(monkeypatch):
+    monkeypatch.setattr("genai_prices.__version__", "0.2.99")
+    prices = PriceList(at=AT)
+    assert (prices.name, prices.date) == ("genai-prices 0.2.99", None)
 
 
 def test_the_list_is_not_read_before_a_price_is_asked_for():
@@ -240,3 +257,129 @@ def test_a_real_batch_costs_what_its_tokens_come_to():
     cost = cost_of(tally_of(*usages), PRICES)
     assert cost.total == (629_360 * Decimal("0.15") + completion * Decimal("0.6")) / 1_000_000
     assert list(cost.by_model) == ["gpt-4o-mini-2024-07-18"]
+
+
+def test_the_worst_of_a_request_is_its_dearest_tokens_in_its_dearest_band():
+    prompt = Rate(Decimal(1), ((200_000, Decimal(3)),))
+    price = Price(
+        "m",
+        "p",
+        prompt,
+        Rate(Decimal(2)),
+        cached=Rate(Decimal("0.1")),
+        cache_write=Rate(Decimal("1.25"), ((200_000, Decimal("3.75")),)),
+        reasoning=Rate(Decimal(5)),
+        per_request=Decimal("0.5"),
+    )
+    assert price.worst(1000, 100) == Decimal("0.50175")
+    assert price.worst(200_001, 0) == Decimal("0.5") + 200_001 * Decimal("0.00000375")
+    assert price.worst(0, 0) == Decimal("0.5")
+
+
+def test_a_tier_that_makes_long_prompts_cheaper_does_not_lower_the_worst():
+    price = Price("m", "p", Rate(Decimal(4), ((128_000, Decimal(1)),)), Rate(Decimal(0)))
+    assert price.worst(150_000, 0) == Decimal("0.6")
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", "gpt-5.4", "claude-sonnet-4-5", "gemini-2.5-pro"])
+def test_nothing_a_request_can_use_costs_more_than_its_worst(model):
+    price = PRICES.find(model)
+    for prompt, completion in ((0, 0), (1, 1), (50_000, 9), (200_001, 70_000), (900_000, 100_000)):
+        worst = price.worst(prompt, completion)
+        for cached in (0, prompt):
+            for reasoning in (0, completion):
+                usage = Usage(prompt, completion, prompt + completion, cached, reasoning)
+                assert price.cost(usage, band_of(prompt)) <= worst
+
+
+def test_writing_to_the_providers_cache_counts_in_the_worst():
+    price = PRICES.find("claude-sonnet-4-5")
+    assert price.worst(1000, 0) == 2 * price.cost(Usage(1000))
+
+
+def test_the_providers_batch_price_is_known_where_the_list_has_it():
+    now = PriceList(at=LATER)
+    assert now.find("gpt-4o-mini").batch.prompt == Rate(Decimal("0.075"))
+    assert now.find("gpt-4o-mini").batch.completion == Rate(Decimal("0.3"))
+    assert now.find("gpt-3.5-turbo-1106").batch.prompt == now.find("gpt-3.5-turbo-1106").prompt
+    assert now.find("claude-sonnet-4-5").batch is not None
+    assert now.find("deepseek-chat").batch is None
+
+
+def test_batch_prices_are_of_those_who_have_a_batch_api():
+    elsewhere = PriceList(at=LATER, base_url="https://my.openai.azure.com/openai/v1").find("gpt-4o")
+    assert elsewhere.provider == "azure"
+    assert elsewhere.batch is None
+
+
+def test_the_batch_total_is_of_all_that_cost_something_or_not_known():
+    now = PriceList(at=LATER)
+    usage = Usage(1_000_000, 0, 1_000_000)
+    assert cost_of(tally_of(("gpt-4o", usage)), now).batch_total == Decimal("1.25")
+    assert cost_of(tally_of(("gpt-4o", usage), ("gpt-4o-mini", usage)), now).batch_total == Decimal("1.325")
+    assert cost_of(tally_of(("gpt-4o", usage), ("deepseek-chat", usage)), now).batch_total is None
+    assert cost_of(tally_of(("gpt-4o", usage), ("deepseek-chat", Usage())), now).batch_total == Decimal(
+        "1.25"
+    )
+    assert cost_of(tally_of(("gpt-4o", usage), ("mine", usage)), now).batch_total is None
+    assert cost_of(Tally(), now).batch_total == 0
+
+
+GIVEN = {
+    "gpt-4o-mini": {"prompt": Decimal(1), "completion": Decimal(2)},
+    "Mine/M-1": {
+        "prompt": Decimal("0.15"),
+        "completion": Decimal("0.6"),
+        "cached": Decimal("0.075"),
+        "reasoning": Decimal(3),
+        "per_request": Decimal("0.01"),
+        "batch": Decimal("0.5"),
+        "max_output_tokens": Decimal(777),
+    },
+    "m": {"prompt": Decimal(7), "completion": Decimal(7)},
+    "m-2": {"prompt": Decimal(8), "completion": Decimal(8)},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("gpt-4o-mini", "gpt-4o-mini"),
+        ("GPT-4o-mini-2024-07-18", "gpt-4o-mini"),
+        ("@openai-prod/gpt-4o-mini", "gpt-4o-mini"),
+        ("mine/m-1", "mine/m-1"),
+        ("m", "m"),
+        ("m-2", "m-2"),
+        ("m-2-2024-01-01", "m-2"),
+        ("m-2024-01-01", "m"),
+    ],
+)
+@pytest.mark.parametrize("base_url", ["", "https://api.openai.com/v1", "http://127.0.0.1:8000/v1"])
+def test_given_prices_come_before_the_lists_by_the_same_rule(name, model, base_url):
+    found = PriceList(at=AT, base_url=base_url, given=GIVEN).find(name)
+    assert (found.model, found.provider) == (model, "given")
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "gpt-4o-mini-audio-preview", "gpt-4o-mini-of-mine", "m-1", "mm"])
+def test_given_prices_are_of_no_other_model(name):
+    given, plain = PriceList(at=AT, given=GIVEN).find(name), PRICES.find(name)
+    assert given == plain
+
+
+def test_a_given_price_is_all_of_what_was_given():
+    price = PriceList(at=AT, given=GIVEN).find("mine/M-1")
+    assert price.cost(Usage(1000, 100, 1100, 400, 60)) == Decimal("0.010324")
+    assert price.batch.cost(Usage(1000, 100, 1100, 400, 60)) == Decimal("0.005162")
+    assert price.batch.batch is None
+    assert PriceList(at=AT, given=GIVEN).find("m").batch is None
+
+
+def test_the_largest_output_is_given_or_the_providers_or_the_context_window():
+    prices = PriceList(at=AT, given=GIVEN)
+    assert prices.largest_output("mine/m-1") == 777
+    assert prices.largest_output("gpt-4o-mini") == 16_384
+    assert prices.largest_output("claude-opus-4-1") == 32_000
+    assert prices.largest_output("ministral-8b-2512") == 262_144
+    assert prices.largest_output("acme/gpt-4o") == 16_384
+    assert prices.largest_output("m") is None
+    assert prices.largest_output("nobody-knows") is None

@@ -190,3 +190,25 @@ def test_an_answer_in_between_begins_the_hour_anew():
     for at, answer in ((0.0, GONE[0]), (3000.0, failure(Kind.SERVER_ERROR, status=500)), (3500.0, GONE[0])):
         assert rule.judge(request(), answer, at) is None
     assert rule.judge(request(), GONE[0], 7000.0) is None
+
+
+LIMITED = failure(Kind.RATE_LIMITED, "rate_limit_exceeded", "slow down")
+
+
+def test_an_hour_of_nothing_but_refusals_for_the_rate_ends_the_run():
+    rule = proven()
+    assert [rule.judge(request(), LIMITED, now) for now in (10.0, 1800.0, 3609.0)] == [None] * 3
+    verdict = rule.judge(request(), LIMITED, 3610.0)
+    assert isinstance(verdict, StopRun)
+    assert verdict.code == "rate_limited"
+    assert "slow down" in verdict.message
+
+
+def test_any_other_answer_begins_the_hour_of_refusals_anew():
+    for other in (OK, failure(Kind.SERVER_ERROR), failure(Kind.INVALID_REQUEST)):
+        rule = proven()
+        assert rule.judge(request(), LIMITED, 0.0) is None
+        assert rule.judge(request(), other, 3000.0) is None
+        assert rule.judge(request(), LIMITED, 3600.0) is None
+        assert rule.judge(request(), LIMITED, 7199.0) is None
+        assert rule.judge(request(), LIMITED, 7200.0) is not None

@@ -1,76 +1,19 @@
-import json
-from bisect import bisect_left
-from math import ceil
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from told import answers, failure, outcome, outcomes, result, tally_of
 
-from batchkit.records import Failure, FailureKind, Outcome, Reply, RunHeader, Usage
-from batchkit.rules import tally as tally_module
-from batchkit.rules.tally import BAND_EDGES, ErrorTotal, Tally, band_of
-
-
-def result(index=0, *, model="m", usage=Usage(10, 2, 12), finish_reason="stop", **more):  # noqa: B008 - frozen
-    return outcome(
-        index, Reply(200, "r", b"{}", model=model, usage=usage, finish_reason=finish_reason), **more
-    )
-
-
-def failure(index=0, *, code="timeout", usage=None, model="", **more):
-    return outcome(index, Failure(FailureKind.TIMEOUT, code, "it failed", usage=usage, model=model), **more)
-
-
-def outcome(index, answer, *, attempts=1, latency=1.0, finished_at=100.0, retries=None):
-    return Outcome(index, f"line-{index}", answer, "t", attempts, latency, finished_at, retries or {})
-
-
-def tally_of(*outcomes, runs=()):
-    tally = Tally()
-    for start in runs:
-        tally.start_run(start)
-    for each in outcomes:
-        tally.add(each)
-    return tally
-
-
-usages = st.none() | st.builds(
-    Usage,
-    st.integers(0, 600_000),
-    st.integers(0, 999),
-    st.integers(0, 700_000),
-    st.integers(0, 99),
-    st.integers(0, 99),
-)
-names = st.sampled_from(["", "a", "b", "c", "d", "e", "other", "unknown", "x" * 300])
-answers = st.builds(
-    Reply,
-    st.just(200),
-    st.just("r"),
-    st.just(b"{}"),
-    model=names,
-    usage=usages,
-    finish_reason=st.sampled_from(["stop", "length", None]),
-    from_cache=st.booleans(),
-) | st.builds(Failure, st.sampled_from(FailureKind), names, st.just("m"), model=names, usage=usages)
-outcomes = st.builds(
-    Outcome,
-    st.integers(0, 50),
-    st.sampled_from(["p", "q", "r"]),
-    answers,
-    st.just("t"),
-    st.integers(0, 5),
-    st.floats(0, 1e7),
-    st.floats(0, 200),
-    st.dictionaries(names, st.integers(1, 5), max_size=3),
-    maybe_billed=st.integers(0, 3),
-    gateway_retries=st.integers(0, 3),
-)
+from batchkit.records import RunHeader, Usage
+from batchkit.rules import bill as bill_module, runs as runs_module, tally as tally_module
+from batchkit.rules.tally import ErrorTotal, Tally
+from batchkit.rules.tally_state import state_of
 
 
 @pytest.fixture
 def few(monkeypatch):
     """Bounds so low that a few names reach them."""
-    monkeypatch.setattr(tally_module, "MAX_MODELS", 3)
+    monkeypatch.setattr(bill_module, "MAX_MODELS", 3)
     monkeypatch.setattr(tally_module, "MAX_CODES", 3)
 
 
@@ -80,16 +23,14 @@ def test_any_order_of_outcomes_gives_an_equal_tally(data):
     ended = data.draw(st.lists(outcomes, max_size=30))
     shuffled = data.draw(st.permutations(ended))
     starts = data.draw(st.lists(st.floats(0, 200), max_size=5))
-    bounds = tally_module.MAX_MODELS, tally_module.MAX_CODES
-    tally_module.MAX_MODELS = tally_module.MAX_CODES = 3
+    bounds = bill_module.MAX_MODELS, tally_module.MAX_CODES
+    bill_module.MAX_MODELS = tally_module.MAX_CODES = 3
     try:
         one, other = tally_of(*ended, runs=starts), tally_of(*shuffled, runs=reversed(starts))
     finally:
-        tally_module.MAX_MODELS, tally_module.MAX_CODES = bounds
+        bill_module.MAX_MODELS, tally_module.MAX_CODES = bounds
     assert one == other
-    assert one.state() == other.state()
-    assert json.loads(json.dumps(one.state())) == one.state()
-    assert Tally.from_state(json.loads(json.dumps(one.state()))).state() == one.state()
+    assert state_of(one) == state_of(other)
 
 
 def test_a_tally_differs_from_one_that_was_told_more():
@@ -148,32 +89,11 @@ def test_a_result_without_usage_is_counted_as_unknown_and_not_as_nothing():
     assert tally.models["a"].requests == 2
 
 
-@pytest.mark.parametrize("edge", BAND_EDGES)
-def test_a_band_ends_with_its_edge(edge):
-    assert band_of(edge) + 1 == band_of(edge + 1)
-    total = tally_of(result(usage=Usage(edge, 1, edge + 1)), result(1, usage=Usage(edge + 1, 1, 0))).models[
-        "m"
-    ]
-    assert [each.usage.prompt_tokens for each in total.bands.values()] == [edge, edge + 1]
-    assert total.usage.prompt_tokens == 2 * edge + 1
-
-
-@given(st.lists(st.floats(1e-3, 1e5), min_size=1, max_size=300))
-def test_percentiles_are_within_one_percent_of_a_measured_latency(latencies):
-    measured = tally_of(*(result(i, latency=s) for i, s in enumerate(latencies))).latency
-    assert measured is not None
-    ordered = sorted(latencies)
-    for q, told in ((0.5, measured.p50), (0.9, measured.p90), (0.99, measured.p99)):
-        true = ordered[ceil(q * (len(ordered) - 1) - 1e-9)], ordered[int(q * (len(ordered) - 1))]
-        assert any(abs(told - each) <= 0.0101 * each for each in true)
-    assert measured.max == ordered[-1]
-
-
 def test_latency_is_of_all_that_was_sent_and_memory_stays_bounded():
     assert tally_of(failure(attempts=0, latency=9)).latency is None
     assert tally_of(failure(latency=9)).latency.max == 9
     wild = tally_of(*(result(latency=10.0**exponent) for exponent in range(-12, 12)), result(latency=0.0))
-    buckets = [int(bucket) for bucket in wild.state()["latency"]["buckets"]]
+    buckets = [int(bucket) for bucket in state_of(wild)["latency"]["buckets"]]
     assert max(buckets) - min(buckets) < 1200
 
 
@@ -208,7 +128,25 @@ def test_what_a_superseded_failure_cost_stays_and_nothing_else():
     assert (tally.attempts, tally.by_reason) == (3, {"timeout": 2})
     assert tally.usage == Usage(5, 0, 5)
     assert tally.models["a"].requests == 0
+    assert {name: each.answers for name, each in tally.outcomes.items()} == {
+        "results": 0, "failures": 0, "retries": 1,
+    }  # fmt: skip
     assert tally.finished_at == 50.0
+
+
+def test_what_may_have_been_billed_is_added_up_exactly_over_lines_superseded_lines_and_runs_that_left_one():
+    tally = tally_of(
+        result(maybe_cost=Decimal("0.1"), finished_at=110.0), failure(1, maybe_cost=Decimal("0.2"))
+    )
+    tally.add_superseded(failure(2, maybe_cost=Decimal("0.0000000001"), finished_at=120.0))
+    for started_at, unseen_cost in ((100.0, Decimal("0.7")), (115.0, Decimal("0.01")), (900.0, Decimal(5))):
+        tally.begin_run(RunHeader(started_at, "http://x", unseen_cost=unseen_cost))
+    assert tally.maybe_cost == Decimal("0.3000000001")
+    assert tally.unseen_cost == Decimal("0.71")
+    merged = tally_of(result(maybe_cost=Decimal("1e-30")))
+    merged.merge(tally)
+    assert merged.maybe_cost == Decimal("0.300000000100000000000000000001")
+    assert merged.unseen_cost == tally.unseen_cost
 
 
 def test_time_at_work_leaves_out_the_pauses_between_runs():
@@ -234,9 +172,9 @@ def test_a_second_file_credits_its_outcomes_to_the_runs_of_the_first():
 
 def test_a_run_that_is_met_late_takes_its_outcomes_over():
     late = tally_of(result(finished_at=110.0), result(1, finished_at=1003.0))
-    late.start_run(100.0)
+    late.begin_run(RunHeader(100.0, "http://x"))
     assert late.active_s == 903.0
-    late.start_run(1000.0)
+    late.begin_run(RunHeader(1000.0, "http://x"))
     assert late.finished_at == 1003.0
     assert late.active_s == 903.0  # the pause cannot be told from work any more
 
@@ -245,7 +183,7 @@ def test_a_run_in_which_nothing_ended_leaves_no_trace():
     tally = tally_of(result(finished_at=110.0), runs=(50.0, 100.0, 900.0))
     assert tally.started_at == 100.0
     assert tally.active_s == 10.0
-    assert Tally.from_state(tally.state()) == tally
+    assert tally == tally_of(result(finished_at=110.0), runs=(100.0,))
 
 
 def test_outcomes_without_any_run_are_timed_by_themselves():
@@ -257,11 +195,11 @@ def test_outcomes_without_any_run_are_timed_by_themselves():
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_runs_beyond_the_bound_are_taken_into_the_first(monkeypatch, order):
-    monkeypatch.setattr(tally_module, "MAX_RUNS", 3)
+    monkeypatch.setattr(runs_module, "MAX_RUNS", 3)
     tally = tally_of(runs=[100.0, 200.0, 300.0, 400.0, 500.0][::order])
     for finish in (150.0, 250.0, 350.0, 450.0, 550.0)[::order]:
         tally.add(result(finished_at=finish))
-    assert [run[:2] for run in tally.state()["runs"]] == [[100.0, 350.0], [400.0, 450.0], [500.0, 550.0]]
+    assert [run[:2] for run in state_of(tally)["runs"]] == [[100.0, 350.0], [400.0, 450.0], [500.0, 550.0]]
 
 
 def test_a_job_is_simulated_if_all_its_runs_are():
@@ -273,49 +211,3 @@ def test_a_job_is_simulated_if_all_its_runs_are():
     tally.begin_run(RunHeader(200.0, "http://x"))
     tally.add(result(finished_at=210.0))
     assert not tally.simulated
-
-
-def spoiled(**change):
-    return {**tally_of(result(), failure(1), runs=(90.0,)).state(), **change}
-
-
-@pytest.mark.parametrize(
-    "state",
-    [
-        None,
-        [],
-        {},
-        spoiled(succeeded=-1),
-        spoiled(succeeded=True),
-        spoiled(succeeded=1.0),
-        spoiled(models={"m": {"99": [1, 0, 0, 0, 0, 0, 0]}}),
-        spoiled(models={"m": {"0": [1]}}),
-        spoiled(models=[]),
-        spoiled(latency={"max": "x", "buckets": {}}),
-        spoiled(latency={"max": 1, "buckets": {"999999": 1}}),
-        spoiled(latency={"max": 1, "buckets": {"x": 1}}),
-        spoiled(by_reason={3: 1}),
-        spoiled(stray=[float("nan"), 1]),
-        spoiled(errors={"a": [1, 2]}),
-        spoiled(errors={"a": [1, 2, 3]}),
-        spoiled(runs=[[5, 4, False]]),
-        spoiled(runs=[[5, 6, False], [1, 2, False]]),
-        spoiled(runs=[[5, 6, 0]]),
-        spoiled(stray=[1]),
-    ],
-)
-def test_nonsense_is_no_state(state):
-    with pytest.raises(ValueError, match="not the state of a tally"):
-        Tally.from_state(state)
-
-
-def test_a_tally_that_was_kept_goes_on_like_one_that_was_not():
-    went_on = Tally.from_state(json.loads(json.dumps(tally_of(result(), failure(1), runs=(90.0,)).state())))
-    went_on.add(result(2, model="n", finished_at=120.0))
-    assert went_on == tally_of(result(), failure(1), result(2, model="n", finished_at=120.0), runs=(90.0,))
-
-
-def test_bands_are_those_between_the_edges():
-    assert list(BAND_EDGES) == sorted(set(BAND_EDGES))
-    assert band_of(0) == 0
-    assert band_of(10**9) == len(BAND_EDGES) == bisect_left(BAND_EDGES, 10**9)

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import pytest
 from acceptance import conftest as acceptance
+from forked_command import ForkedCommand, Forker
 
 command, simulate, record = acceptance.command, acceptance.simulate, acceptance.record
 write_requests, files, until, line = (
@@ -86,11 +87,43 @@ class RawServer:
         writer.close()
 
 
+@pytest.fixture(scope="session")
+def raw_server() -> type[RawServer]:
+    """The class, for servers that live longer than a test."""
+    return RawServer
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[[Answering], RawServer]]:
     """Starts raw servers."""
     with ExitStack() as running:
         yield lambda answer: running.enter_context(acceptance.elsewhere(RawServer(answer)))
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    with Forker() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def forked_in(forker: Forker) -> Iterator[Callable[[Path], ForkedCommand]]:
+    """The command for tests that start it often, by its folder."""
+    with ExitStack() as running:
+
+        def make(folder: Path) -> ForkedCommand:
+            made = ForkedCommand(folder, forker)
+            running.callback(made.close)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def forked(forked_in: Callable[[Path], ForkedCommand], tmp_path: Path) -> Iterator[ForkedCommand]:
+    made = forked_in(tmp_path)
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -160,6 +193,12 @@ class Canary:
                 for text in said:
                     at = text.find(part.encode())
                     assert at < 0, text[max(0, at - 200) : at + 200]
+
+
+@pytest.fixture(scope="session")
+def canary_variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment's keys, for commands that more than one test looks at."""
+    return Canary(tmp_path_factory.mktemp("secrets")).variables
 
 
 @pytest.fixture

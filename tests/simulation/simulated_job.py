@@ -8,7 +8,9 @@ until the job is done. The engine, the store and the job are the real ones. Then
 2. the totals are those of an independent fold over the lines;
 3. answers that were billed again are at most those that were in flight at a crash, and those that a loss of power took,
    none of which is older than the sync interval;
-4. no more was held in memory than the concurrency allows.
+4. no more was held in memory than the concurrency allows;
+5. what the endpoint billed, for answers that nobody saw too, never passes the `max_cost` of a job that has one, and such a job
+   is done once that is raised often enough.
 
     python tests/simulation/simulated_job.py 0 1000000      checks a million seeds on all cores
     python tests/simulation/simulated_job.py 4711           checks one, and tells what happened in it
@@ -32,6 +34,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal
 from errno import EIO, ENOSPC
 from functools import partial
 from pathlib import Path
@@ -44,11 +47,12 @@ from batchkit.audit import Audit
 from batchkit.engine.monitor import Monitor
 from batchkit.engine.stop import Stop
 from batchkit.engine.writer import SYNC_INTERVAL_S
-from batchkit.errors import BatchkitError, Interrupted, JobDamaged
+from batchkit.errors import BatchkitError, Interrupted, JobDamaged, MaxCostReached
 from batchkit.formats.headers import endpoint_address
 from batchkit.job import JobRun
-from batchkit.records import Answer, FailureKind, Reply, Request, Trace, Usage
+from batchkit.records import Answer, Failure, FailureKind, Reply, Request, Trace, Usage
 from batchkit.rules.tally import Tally
+from batchkit.rules.tokens import count_prompt
 from batchkit.settings import Settings
 from batchkit.source import Source
 from batchkit.store import Store
@@ -62,6 +66,9 @@ EPOCH = 1_763_820_000.0
 IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 AT_ONCE = 100
 TOLD_EVERY_S = 30.0
+MODEL = "gpt-4o-mini"
+PER_PROMPT_TOKEN, PER_COMPLETION_TOKEN = Decimal("0.15e-6"), Decimal("0.60e-6")
+"""What the model costs that jobs with a `max_cost` ask, in US dollars."""
 
 
 @dataclass
@@ -90,9 +97,16 @@ class World:
     was_full: bool = False
     """Whether lines were held in memory in this process, which makes them older than their being written."""
     told: list[str] = field(default_factory=list)
+    max_cost: Decimal | None = None
+    bill: Decimal = Decimal(0)
+    """What a job with a `max_cost` owes the provider, in US dollars."""
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
+        # Money has a chance of its own, and takes nothing from the stories of jobs without it.
+        self.money = Random(-1 - self.seed)
+        if self.money.random() < 0.4:
+            self.max_cost = Decimal(self.money.randrange(5, 400)).scaleb(-6)
         # The jitter of the waits is the one chance that the engine takes from elsewhere.
         seed_all(self.seed)
         self.requests = self.random.randint(0, 30)
@@ -107,6 +121,12 @@ class World:
                 lines.append("")
             self.indexes.append(len(lines))
             good = {"messages": [{"role": "user", "content": f"{len(lines)}"}], "model": "m"}
+            if self.max_cost is not None:
+                good |= {
+                    "model": MODEL,
+                    "max_tokens": self.money.randint(1, 20),
+                    "n": self.money.randint(1, 2),
+                }
             lines.append("broken" if self.random.random() < 0.05 else json.dumps(good))
         self.input.write_text("\n".join(lines) + ("\n" if self.random.random() < 0.5 else ""))
 
@@ -149,6 +169,10 @@ class BillingEndpoint:
         world.in_flight[request.index] += 1
         world.most_in_flight = max(world.most_in_flight, world.in_flight.total())
         world.billed[request.index] += isinstance(answer, Reply)
+        if world.max_cost is not None:
+            answer = bill(world, request, answer)
+        elif isinstance(answer, Failure) and request.index % 3 == 0:
+            answer = with_usage(answer)
         try:
             await self._clock.sleep(latency)
         except asyncio.CancelledError:
@@ -160,6 +184,41 @@ class BillingEndpoint:
             raise Crash
         world.in_flight[request.index] -= 1
         return answer
+
+
+def with_usage(answer: Failure) -> Failure:
+    """A server error that says what it took all the same; others as they are."""
+    if answer.kind is not FailureKind.SERVER_ERROR:
+        return answer
+    usage = {"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7}
+    body = json.dumps({"error": {"message": "broke"}, "model": "n", "usage": usage}).encode()
+    return replace(answer, status=500, body=body, model="n", usage=Usage(7, 0, 7))
+
+
+def bill(world: World, request: Request, answer: Answer) -> Answer:
+    """Bill an attempt as dear as its body allows, or less, from its first moment on; the answer need not say so."""
+    money, body = world.money, json.loads(request.body)
+    most = body["max_tokens"] * body["n"]
+    prompt, completion = count_prompt(body).tokens, money.choice((most, most, money.randint(0, most)))
+    drawn = money.random()
+    if isinstance(answer, Reply):
+        model, usage = f"{MODEL}-2024-07-18", Usage(prompt, completion, prompt + completion)
+        if drawn < 0.1:
+            return replace(answer, from_cache=True)
+        if drawn < 0.2:
+            model = "a-name-of-its-own"
+        answer = reply(f"answer {request.index}", model=model, usage=usage)
+        if drawn > 0.9:
+            # It was billed, and nothing says how much.
+            without = json.loads(answer.body)
+            del without["usage"]
+            answer = replace(answer, usage=None, body=json.dumps(without, separators=(",", ":")).encode())
+    elif answer.kind is FailureKind.CONNECTION_ERROR and drawn < 0.5:
+        answer = replace(answer, maybe_billed=True)
+    elif answer.kind is not FailureKind.SERVER_ERROR or drawn < 0.5:
+        return answer
+    world.bill += prompt * PER_PROMPT_TOKEN + completion * PER_COMPLETION_TOKEN
+    return answer
 
 
 def raw_lines_of(world: World) -> list[bytes]:
@@ -190,6 +249,7 @@ async def run_once(
         progress="off",
         retry_failed=retry_failed,
         max_attempts=3,
+        max_cost=world.max_cost,
     )
     stop = Stop()
     source = Source(str(world.input), in_thread=clock.in_thread)
@@ -293,6 +353,7 @@ def run_process(world: World, *, retry_failed: bool) -> dict[str, Any] | None:
     clock = VirtualClock(world.wall)
     world.runs += 1
     world.was_full = False
+    most = world.max_cost
     disk = FaultyDisk(faults(world, at_step))
     try:
         with asyncio.Runner(loop_factory=clock.loop) as runner:
@@ -308,12 +369,15 @@ def run_process(world: World, *, retry_failed: bool) -> dict[str, Any] | None:
         raise
     except BatchkitError as error:
         world.tell(f"stopped: {type(error).__name__}: {error}")
+        if isinstance(error, MaxCostReached) and world.max_cost is not None:
+            world.max_cost *= 2
         # A failed sync, or a second signal: what was in flight is gone.
         world.forgiven += world.in_flight.total() + world.concurrency
         world.in_flight.clear()
         return None
     finally:
         world.wall = clock.time() + random.expovariate(1)
+        assert world.max_cost is None or world.bill <= most, f"${world.bill} were billed, ${most} may be"
 
 
 def check(seed: int) -> World:
@@ -380,14 +444,18 @@ def verify(world: World, summary: dict[str, Any]) -> None:
         0,
     )
     assert summary["attempts"]["total"] == sum(line["batchkit"]["attempts"] for line in lines + superseded)
-    usage = Counter[str]()
-    for line in results:
-        usage.update(
-            line["response"]["body"]["usage"] | {"prompt_tokens_details": 0, "completion_tokens_details": 0}
-        )
-    assert {
-        name: summary["usage"][name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")
-    } == {name: usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    failures = [line for line in lines if line["error"] is not None]
+    taken = {
+        "results": [usage_of(line) for line in results],
+        "failures": [usage_of(line) for line in failures],
+        "retries": [usage_of(line) for line in superseded]
+        + [each["usage"] for line in lines + superseded for each in line["batchkit"].get("billed", ())],
+    }
+    for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        sums = {outcome: sum(usage.get(name, 0) for usage in usages) for outcome, usages in taken.items()}
+        assert {outcome: each["usage"][name] for outcome, each in summary["outcomes"].items()} == sums
+        assert summary["usage"][name] == sum(sums.values())
+        assert sum(model["usage"][name] for model in summary["models"].values()) == sum(sums.values())
     reasons = Counter[str]()
     for line in lines + superseded:
         reasons.update(line["batchkit"].get("retries", {}))
@@ -396,6 +464,11 @@ def verify(world: World, summary: dict[str, Any]) -> None:
     twice = sum(world.billed.values()) - len(results)
     assert 0 <= twice <= world.forgiven, f"{twice} answers were billed again, {world.forgiven} may be"
     assert world.most_in_flight <= world.concurrency, "more in flight than the concurrency allows"
+
+
+def usage_of(line: dict[str, Any]) -> dict[str, Any]:
+    body = (line["response"] or {}).get("body") or {}
+    return body.get("usage") or {}
 
 
 @dataclass(slots=True)

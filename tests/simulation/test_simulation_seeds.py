@@ -3,9 +3,12 @@
 `make simulation` lives through a million. `python tests/simulation/simulated_job.py 4711` tells the story of one.
 """
 
+from decimal import Decimal
+
 import pytest
 import simulated_job
 
+from batchkit.engine.purse import Purse
 from batchkit.testing import FaultyDisk
 
 SEEDS = 2_000
@@ -73,6 +76,42 @@ def test_a_store_that_breaks_a_promise_is_found_out(disk, monkeypatch, capsys):
             found += 1
     assert found
     assert "seed " in capsys.readouterr().err
+
+
+async def unwritten(self, amount):
+    return True
+
+
+def nothing_unseen(purse, claim, known, unsure=Decimal(0)):
+    return SETTLE(purse, claim, Decimal(0) if known is None else known, unsure)
+
+
+SETTLE = Purse._settle
+
+
+@pytest.mark.parametrize(
+    ("place", "broken"),
+    [
+        ("batchkit.job.JobRun._authorise", unwritten),
+        ("batchkit.job.read_authorised", lambda *_: Decimal(0)),
+        ("batchkit.engine.purse.Purse._settle", nothing_unseen),
+    ],
+    ids=["not_written_down", "not_read", "not_counted"],
+)
+def test_a_job_that_passes_its_max_cost_is_found_out(place, broken, monkeypatch):
+    """Within so few seeds: what may be spent is not written down, or not read again, or what nobody saw is not counted."""
+    monkeypatch.setattr(place, broken)
+    totals = simulated_job.live_through_all(range(120))
+    assert any("were billed" in what for _, what in totals.broken)
+
+
+def test_jobs_with_a_max_cost_stop_at_it_and_are_done_with_a_larger_one():
+    worlds = [simulated_job.check(seed) for seed in range(40)]
+    capped = [world for world in worlds if world.max_cost is not None]
+    assert len(capped) > 10
+    stopped = [world for world in capped if any("MaxCostReached" in each for each in world.told)]
+    assert len(stopped) > 5
+    assert all(0 < world.bill <= world.max_cost for world in stopped)
 
 
 class HerePool:

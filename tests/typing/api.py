@@ -21,6 +21,7 @@ def work_through_files() -> None:
         tpm=90_000.5,
         timeout=30,
         max_attempts=3,
+        max_cost=12.5,
         max_failures="5%",
         limit=10,
         retry_failed=True,
@@ -40,7 +41,11 @@ def work_through_files() -> None:
     batchkit.run("in.jsonl", "out.jsonl", progress="loud")  # type: ignore[arg-type]  # so is a wrong value
     assert_type(batchkit.status("out.jsonl"), dict[str, Any])
     assert_type(batchkit.report("out.jsonl"), dict[str, Any])
+    assert_type(batchkit.report("out.jsonl", by="metadata.team"), dict[str, Any])
     assert_type(batchkit.validate("in.jsonl"), dict[str, Any])
+    assert_type(batchkit.estimate(Path("in.jsonl"), pilot=20, rpm=500, prices="prices.toml"), dict[str, Any])
+    batchkit.estimate("in.jsonl", prices={"mine": {"prompt": 0.1, "completion": 0.4}})
+    batchkit.estimate("in.jsonl", pilot="20")  # type: ignore[arg-type]  # a number of requests
 
 
 async def in_a_loop_of_ones_own() -> None:

@@ -18,7 +18,7 @@ import anyio
 
 from batchkit.accounts import build_summary
 from batchkit.audit import Audit
-from batchkit.endpoint import Endpoint
+from batchkit.endpoint import Endpoint, open_endpoint
 from batchkit.engine.gate import Clock, SystemClock
 from batchkit.engine.monitor import Monitor, Readings
 from batchkit.engine.pipeline import Pipeline
@@ -93,7 +93,7 @@ async def run_job(
         try:
             job = JobRun(store, source, identity, settings, address, monitor, clock, stop)
             await job.load()
-            endpoint = await parts.enter_async_context(Endpoint(address, timeout=settings.timeout))
+            endpoint = await parts.enter_async_context(open_endpoint(address, timeout=settings.timeout))
             return await job.work(endpoint)
         finally:
             store.close()
@@ -171,12 +171,13 @@ class JobRun:
                 self._identity,
                 rescan=settings.rescan,
                 at_once_bytes=self._at_once_bytes,
-                tell=lambda message: self._monitor.emit(Notice(message)),
+                tell=self._tell_reading,
             )
         )
         if state.job_id is not None:
             self._refuse_other_settings(state.job_id, state.run)
-            if not self._source.is_stdin and state.checksums is not None:
+            # A pipe is read once: its lines are compared as they are met.
+            if self._identity.size is not None and state.checksums is not None:
                 await self._refuse_other_input(state)
             self._resumed = True
         if state.killed and state.run is not None:
@@ -195,6 +196,12 @@ class JobRun:
         state.status, state.stop_reason = "running", None
         state.tally.begin_run(self._header)
         state.run = self._header
+
+    def _tell_reading(self, message: str) -> None:
+        """Tell how far a long reading is, and end it where the run was asked to stop."""
+        if self._stop.cause is not None:
+            raise self._stop.cause
+        self._monitor.emit(Notice(message))
 
     async def _reckon(self) -> None:
         """See what runs before have spent, and whether the rest can be bounded; for which all of it must be added up."""
@@ -490,7 +497,7 @@ class JobRun:
     def _close(self, cause: BatchkitError | None, *, writer_failed: bool) -> dict[str, Any]:
         """Say how it ended, in the checkpoint, the summary and the report, then raise what stopped the run."""
         state, store = self._state, self._store
-        if self._source.is_stdin and cause is None and state.limit is None:
+        if self._identity.size is None and cause is None and state.limit is None:
             # Only now is it known how long it was.
             state.total = len(state.done)
         unfinished = state.to_do is None or len(state.done) < state.to_do

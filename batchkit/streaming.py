@@ -21,7 +21,7 @@ from typing import Any, Unpack
 import anyio
 from anyio import to_thread
 
-from batchkit.endpoint import Endpoint
+from batchkit.endpoint import open_endpoint
 from batchkit.engine.gate import Clock, SystemClock
 from batchkit.engine.monitor import Monitor, Readings
 from batchkit.engine.pipeline import Pipeline
@@ -102,7 +102,7 @@ async def stream(
             # A simulated run takes no key, so it needs none that is right.
             credentials = Credentials() if chosen.simulate else Credentials.read(os.environ)
             address = await open_address(parts, chosen, credentials)
-            endpoint = await parts.enter_async_context(Endpoint(address, timeout=chosen.timeout))
+            endpoint = await parts.enter_async_context(open_endpoint(address, timeout=chosen.timeout))
             job_id = chosen.job_id or new_job_id(time.time())
             concurrency = affordable(chosen.concurrency, monitor)
             purse = await _purse(chosen, address, stop, clock, monitor)

@@ -97,12 +97,14 @@ class ScriptedServer:
         return {name.lower(): value for name, value in pairs}
 
     @asynccontextmanager
-    async def listening(self, port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    async def listening(
+        self, port: int = 0, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> AsyncIterator[str]:
         """The base URL, while it listens: at a free port unless one is given."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", port, ssl=tls)
+        server = await asyncio.start_server(self._accept, host, port, ssl=tls)
         port = server.sockets[0].getsockname()[1]
         try:
-            yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
+            yield f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/v1"
         finally:
             server.close()
             for task in self._tasks:

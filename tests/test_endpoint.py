@@ -1,4 +1,4 @@
-"""Every answer here is really sent, byte by byte, by a server on loopback."""
+"""Either kind of endpoint does all of this. Every answer here is really sent, byte by byte, by a server on loopback."""
 
 import asyncio
 import gzip
@@ -6,6 +6,7 @@ import json
 import shutil
 import ssl
 import subprocess
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -17,8 +18,9 @@ import orjson
 import pytest
 from scripted_server import CHUNKED, ScriptedServer, Sends, dripping, hanging, http, resetting, then_closing
 
-from batchkit import endpoint as module
-from batchkit.endpoint import BODY_BYTES, Endpoint
+from batchkit.endpoint import BODY_BYTES, bounds
+from batchkit.endpoint.http1 import Http1Endpoint
+from batchkit.endpoint.session import SessionEndpoint
 from batchkit.formats.headers import EndpointAddress, endpoint_address
 from batchkit.records import Answer, Failure, FailureKind as Kind, PortkeyFields, Reply, Request, Trace, Usage
 
@@ -34,6 +36,15 @@ GOOD = orjson.dumps(
     }
 )
 GOOD_REPLY = Reply(200, "", GOOD, "gpt-4o-2024", Usage(3, 2, 5), "stop")
+
+
+Endpoint: type[Http1Endpoint | SessionEndpoint] = Http1Endpoint
+"""Each test is run with the one and with the other."""
+
+
+@pytest.fixture(params=[Http1Endpoint, SessionEndpoint], ids=["http1", "session"], autouse=True)
+def kind(request, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "Endpoint", request.param)
 
 
 async def breaking_a_chunk(writer: asyncio.StreamWriter) -> None:
@@ -290,7 +301,7 @@ async def test_a_date_in_retry_after_is_measured_from_now():
 
 
 async def test_fault_34_a_gzip_bomb_is_refused_before_it_unfolds(monkeypatch):
-    monkeypatch.setattr(module, "BODY_BYTES", 1024 * 1024)
+    monkeypatch.setattr(bounds, "BODY_BYTES", 1024 * 1024)
     bomb = gzip.compress(bytes(32 * 1024 * 1024))
     assert len(bomb) < 40_000
     tracemalloc.start()
@@ -311,7 +322,7 @@ async def test_an_endless_body_is_cut_off_at_the_bound(monkeypatch):
             writer.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
             await writer.drain()
 
-    monkeypatch.setattr(module, "BODY_BYTES", 1024 * 1024)
+    monkeypatch.setattr(bounds, "BODY_BYTES", 1024 * 1024)
     answer = await ask(endless)
     assert isinstance(answer, Failure)
     assert answer.code == "response_too_large"
@@ -432,6 +443,7 @@ async def test_fault_38_a_certificate_that_is_expired_self_signed_or_of_another_
         # aiohttp makes it when it is imported, out of what the machine trusts.
         trust = ssl.create_default_context(cafile=path)
         monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", trust)
+        monkeypatch.setenv("SSL_CERT_FILE", str(path))
     server = ScriptedServer(http(200, GOOD))
     async with server.listening(tls=context) as url:
         address = endpoint_address(url, version="0", timeout=10, openai_api_key=CANARY)
@@ -532,10 +544,10 @@ async def test_fault_33_a_server_that_never_answers_or_sends_now_and_then_a_byte
 
 
 async def test_a_connection_that_never_comes_about_was_not_billed(monkeypatch):
-    async def never(*_: object) -> None:
+    async def never(*_: object, **__: object) -> None:
         await asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr(module.aiohttp.TCPConnector, "_create_connection", never)
+    monkeypatch.setattr("aiohappyeyeballs.start_connection", never)
     async with Endpoint(plain_address("http://127.0.0.1:1/v1"), timeout=0.01) as endpoint:
         answer = await endpoint.attempt(REQUEST, TRACE)
     assert isinstance(answer, Failure)

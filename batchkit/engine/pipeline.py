@@ -139,19 +139,20 @@ class Pipeline:
             while (line := await self._next()) is not None:
                 if self._open:
                     self._begin(group)
-                outcome = await self._outcome(line)
+                index, request = line.index, self._parse(line)
+                del line  # its bytes stand in the request by now, and thousands may be in flight
+                outcome = await self._outcome(request)
                 if outcome is None:
                     return
                 self._write(outcome)
-                del self._taken[line.index]
+                del self._taken[index]
         except Exception as error:
             self._broke = self._broke or error
             raise
         # The input is at its end: nobody is left to let in.
         self._probe.cancel()
 
-    async def _outcome(self, line: Item) -> Outcome | None:
-        request = self._parse(line)
+    async def _outcome(self, request: Request | BadLine) -> Outcome | None:
         if isinstance(request, BadLine):
             return self._failed(request)
         outcome = await self._deliver(request)

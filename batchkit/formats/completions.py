@@ -68,7 +68,8 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: float
                     usage,
                     finish_reason or None,
                     _read_gateway_retries(headers),
-                    headers.get("x-portkey-cache-status", "").partition(",")[0] in _CACHE_HITS,
+                    "x-portkey-cache-status" in headers
+                    and headers["x-portkey-cache-status"].partition(",")[0] in _CACHE_HITS,
                 )
             return Failure(
                 FailureKind.CONTENT_FILTER,
@@ -140,7 +141,10 @@ _CACHE_HITS = frozenset({"HIT", "SEMANTIC HIT"})
 
 def _read_gateway_retries(headers: Mapping[str, str]) -> int:
     # A header that came twice is joined: "1, 1".
-    text = headers.get("x-portkey-retry-attempt-count", "").partition(",")[0].strip()
+    text = headers.get("x-portkey-retry-attempt-count")
+    if not text:
+        return 0
+    text = text.partition(",")[0].strip()
     return int(text) if _SMALL_NUMBER.fullmatch(text) else 0
 
 
@@ -303,6 +307,7 @@ def _read_failure(
             kind is FailureKind.TIMEOUT
             or status in _GATEWAY_TIMEOUTS
             or _is_lost_behind_gateway(headers, document)
+            or _is_denied_when_answered(status, document)
         )
         message = said.message or _describe(status, headers, body, is_json=is_json)
     asked_s = _read_retry_after(headers, now)
@@ -330,6 +335,12 @@ def _is_lost_behind_gateway(headers: Mapping[str, str], document: Any) -> bool:
     return headers.get("x-portkey-gateway-exception") == "true" or (
         type(document) is dict and "html-message" in document
     )
+
+
+def _is_denied_when_answered(status: int, document: Any) -> bool:
+    """Whether Portkey's guardrail denied what the provider had answered, and billed: those on the request ask nobody."""
+    results = document.get("hook_results") if type(document) is dict else None
+    return status == 446 and type(results) is dict and bool(results.get("after_request_hooks"))
 
 
 _SHOULD_RETRY: Mapping[str, bool] = {"true": True, "false": False}

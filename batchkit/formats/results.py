@@ -111,7 +111,7 @@ def encode(line: OutputLine) -> bytes:
     if isinstance(answer, Failure):
         meta["reason"] = answer.kind.value
         error = orjson.dumps({"code": answer.code, "message": answer.message})
-    else:
+    elif answer.finish_reason != "stop" or answer.status != 200 or answer.from_cache:
         flags = [
             name
             for name, raised in (
@@ -131,7 +131,7 @@ def encode(line: OutputLine) -> bytes:
     else:
         response = b'{"status_code":%d,"request_id":%b,"body":%b}' % (
             answer.status,
-            orjson.dumps(answer.request_id),
+            orjson.dumps(answer.request_id) if answer.request_id else b'""',
             b"null" if answer.body is None else answer.body,
         )
     covered = b'{"id":"batch_req_%b%016x","custom_id":%b,"response":%b,"error":%b,"batchkit":%b' % (

@@ -9,7 +9,6 @@ from answer_rows import GOOD
 from bare_delivery import bare_delivery
 from scripted_server import ScriptedServer
 
-from batchkit.endpoint import Endpoint
 from batchkit.engine.delivery import Delivery
 from batchkit.events import AttemptFailed, Event, Notice
 from batchkit.formats.headers import endpoint_address
@@ -31,12 +30,14 @@ async def deliver(delivery: Delivery, index: int, outcomes: list[Outcome]) -> No
     outcomes.append(outcome)
 
 
-async def test_fault_32_a_network_that_is_gone_for_ten_minutes_costs_no_attempt_and_is_probed_now_and_then():
+async def test_fault_32_a_network_that_is_gone_for_ten_minutes_costs_no_attempt_and_is_probed_now_and_then(
+    open_endpoint,
+):
     clock, server, back = ManualClock(), ScriptedServer(after=GOOD), asyncio.Event()
     events: list[Event] = []
     outcomes: list[Outcome] = []
     url, port = await closed_port(server)
-    async with Endpoint(endpoint_address(url, version="0", timeout=10), timeout=10) as endpoint:
+    async with open_endpoint(endpoint_address(url, version="0", timeout=10), timeout=10) as endpoint:
         delivery = bare_delivery(endpoint, clock, events.append)
         async with server.listening(port):
             await deliver(delivery, 0, outcomes)
@@ -63,7 +64,9 @@ async def test_fault_32_a_network_that_is_gone_for_ten_minutes_costs_no_attempt_
     assert ["cannot be reached since" in told[0], "reached again" in told[1]] == [True, True]
 
 
-async def test_a_connection_that_comes_about_ends_the_pause_before_anything_is_answered_over_it():
+async def test_a_connection_that_comes_about_ends_the_pause_before_anything_is_answered_over_it(
+    open_endpoint,
+):
     """A model may think for minutes: nobody waits for the probe's answer."""
     clock, all_heard = ManualClock(), asyncio.Event()
 
@@ -76,7 +79,7 @@ async def test_a_connection_that_comes_about_ends_the_pause_before_anything_is_a
     server = ScriptedServer(GOOD, after=together)
     outcomes: list[Outcome] = []
     url, port = await closed_port(server)
-    async with Endpoint(endpoint_address(url, version="0", timeout=10), timeout=10) as endpoint:
+    async with open_endpoint(endpoint_address(url, version="0", timeout=10), timeout=10) as endpoint:
         delivery = bare_delivery(endpoint, clock, lambda _: None)
         endpoint.connected = delivery.connected
         async with server.listening(port):

@@ -25,7 +25,7 @@ from bare_delivery import bare_delivery
 from scripted_server import ScriptedServer, http
 
 import batchkit
-from batchkit.endpoint import Endpoint
+from batchkit import job
 from batchkit.errors import RunStopped
 from batchkit.formats.headers import endpoint_address
 from batchkit.formats.requests import parse_record
@@ -72,7 +72,7 @@ async def deliver(folder, base_url, requests, *, timeout=10.0):
     clock = ManualClock()
     address = endpoint_address(base_url, version="0", timeout=timeout)
     lines = []
-    async with Endpoint(address, timeout=timeout) as endpoint:
+    async with job.open_endpoint(address, timeout=timeout) as endpoint:
         delivery = bare_delivery(endpoint, clock, lambda _: None)
         for index in range(requests):
             request = parse_record(RECORD, index, {})

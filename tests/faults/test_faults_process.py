@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 
-from batchkit.endpoint import Endpoint
+from batchkit.endpoint import open_endpoint
+from batchkit.engine.stop import Stop
+from batchkit.errors import Interrupted
 from batchkit.formats.headers import endpoint_address
+from batchkit.job import JobRun
 from batchkit.outputs import read_output
 from batchkit.records import Reply, Request, Trace
 from batchkit.testing import FaultyDisk, ManualClock, ScriptedEndpoint
@@ -105,7 +109,7 @@ async def test_a_stalled_event_loop_loses_no_answer_that_has_long_arrived(simula
         else:
             loop.call_soon(stall)
 
-    async with Endpoint(address, timeout=1.0) as endpoint:
+    async with open_endpoint(address, timeout=1.0) as endpoint:
         loop.call_soon(stall)
         answer = await endpoint.attempt(Request(0, "r", body), Trace("0" * 31 + "1", "0" * 15 + "1"))
     assert stalled
@@ -136,6 +140,23 @@ def test_fault_42_a_signal_once_drains_and_all_drained_results_are_on_the_disk(
     assert len(endpoint.received) == len(files.results) == 20
     files.assert_summary_is_a_fold(command(*words).json, 40)
     assert len(endpoint.received) == 40
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_fault_42_a_signal_while_a_large_output_is_scanned_is_not_kept_waiting(
+    stopped, make_job, monkeypatch
+):
+    job, stop = make_job(3), Stop()
+    await job.run(limit=2)
+    job.output.with_name("results.checkpoint.json").unlink()
+    monkeypatch.setitem(JobRun.__init__.__kwdefaults__, "at_once_bytes", 0)
+    monkeypatch.setattr("batchkit.state._TOLD_BYTES", 1)
+    if stopped:
+        stop.request(Interrupted(signal.SIGINT, "stopped"))
+    with pytest.raises(Interrupted) if stopped else nullcontext():
+        await job.run(stop=stop)
+    assert any("no checkpoint to go by" in str(event) for event in job.told) != stopped
+    assert indexes(job) == ([0, 1] if stopped else [0, 1, 2])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

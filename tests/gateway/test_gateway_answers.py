@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from batchkit.endpoint import Endpoint
+from batchkit.endpoint import open_endpoint
 from batchkit.formats.headers import attempt_headers
 from batchkit.records import FailureKind as Kind, Reply, Request, Trace
 
@@ -22,7 +22,7 @@ SAYS_MAYBE = {"default.contains": {"operator": "any", "words": ["maybe"]}, "asyn
 
 
 async def ask(address):
-    async with Endpoint(address, timeout=LONGEST_S) as endpoint:
+    async with open_endpoint(address, timeout=LONGEST_S) as endpoint:
         return await endpoint.attempt(REQUEST, TRACE)
 
 

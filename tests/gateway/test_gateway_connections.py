@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from batchkit.endpoint import KEEPALIVE_S, Endpoint
+from batchkit.endpoint import KEEPALIVE_S, open_endpoint
 from batchkit.formats.headers import HEADER_BYTES, attempt_headers
 from batchkit.records import FailureKind, PortkeyFields, Reply, Request, Trace
 
@@ -24,7 +24,7 @@ def fits(address, fields):
 
 
 async def ask(address, fields=None):
-    async with Endpoint(address, timeout=LONGEST_S) as endpoint:
+    async with open_endpoint(address, timeout=LONGEST_S) as endpoint:
         return await endpoint.attempt(Request(0, "a", BODY, portkey=fields), TRACE)
 
 

@@ -354,7 +354,7 @@ sys.exit(main(sys.argv[1:]))
 BUGS = {
     "an attempt": (
         """
-from batchkit.endpoint import Endpoint
+from batchkit.endpoint.http1 import Http1Endpoint as Endpoint
 async def attempt(self, request, trace):
     raise RuntimeError(dict(self._address.headers))
 Endpoint.attempt = attempt
@@ -384,7 +384,7 @@ report.render_html = render
     "a task nobody waits for": (
         """
 import asyncio, os
-from batchkit.endpoint import Endpoint
+from batchkit.endpoint.http1 import Http1Endpoint as Endpoint
 attempt = Endpoint.attempt
 async def fail(headers):
     raise RuntimeError(dict(headers))
@@ -398,7 +398,7 @@ Endpoint.attempt = broken
     "a thread": (
         """
 import os, threading
-from batchkit.endpoint import Endpoint
+from batchkit.endpoint.http1 import Http1Endpoint as Endpoint
 attempt = Endpoint.attempt
 def fail():
     raise RuntimeError(dict(os.environ))

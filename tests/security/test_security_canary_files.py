@@ -433,7 +433,7 @@ def test_a_key_is_found_in_whatever_file_it_stands(place, job, canary):
 
 
 def test_answers_that_are_written_as_they_came_are_found(job, canary):
-    as_it_came = "from batchkit.endpoint import Endpoint\nEndpoint._redacted = lambda self, said: said\n"
+    as_it_came = "from batchkit.endpoint.judging import Judge\nJudge._redacted = lambda self, said: said\n"
     job.go_on(patch=as_it_came)
     canary.assert_unseen(job.folder / "none", *job.said)
     with pytest.raises(AssertionError):

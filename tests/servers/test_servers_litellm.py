@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from batchkit.endpoint import Endpoint
+from batchkit.endpoint import open_endpoint
 from batchkit.formats.headers import endpoint_address
 from batchkit.records import FailureKind as Kind, Request, Trace
 
@@ -110,7 +110,7 @@ async def test_an_error_of_the_proxys_is_read_for_what_it_is(model, status, kind
     key = command.environ["OPENAI_API_KEY"]
     base_url = f"http://127.0.0.1:{litellm.port}/v1"
     address = endpoint_address(base_url, version="0", timeout=30, openai_api_key=key)
-    async with Endpoint(address, timeout=30) as endpoint:
+    async with open_endpoint(address, timeout=30) as endpoint:
         failure = await endpoint.attempt(Request(0, "a", json.dumps(body(model)).encode()), TRACE)
     assert (failure.status, failure.kind, failure.code) == (status, kind, code)
     assert "litellm" in failure.message.lower() or "Invalid model name" in failure.message

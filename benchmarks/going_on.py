@@ -10,6 +10,7 @@ seconds to the first request, peak memory, and the speed of the scan.
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 import tempfile
@@ -125,7 +126,8 @@ async def start(
 
 def main() -> None:
     results = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    port = 18_231
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     base_url = f"http://127.0.0.1:{port}/v1"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

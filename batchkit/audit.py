@@ -8,6 +8,7 @@ done here, on another core; what they find comes before the run ends, and damage
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,10 @@ class Audit:
             "add_up": self.add_up,
         }
         command = [sys.executable, "-P", "-m", "batchkit.audit"]
-        process = await run_process(command, input=orjson.dumps(order), check=False)
-        if process.returncode:
+        process = None
+        with suppress(OSError):
+            process = await run_process(command, input=orjson.dumps(order), check=False)
+        if process is None or process.returncode:
             # No room for another process, say: then here, where it takes its share of this one's time.
             return await to_thread.run_sync(self.read, abandon_on_cancel=True)
         found = orjson.loads(process.stdout)

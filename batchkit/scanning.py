@@ -12,7 +12,8 @@ import select
 import subprocess
 import sys
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -27,12 +28,15 @@ __all__ = ["main", "scan_from_both_ends"]
 _PIECE_BYTES: Final = 4 << 20
 _WORTH_HELP_BYTES: Final = 64 << 20
 """A smaller file is scanned before another process has started."""
+_TAKEN_BYTES: Final = 1 << 20
+_LENGTH_BYTES: Final = 8
+"""What stands before each piece that is sent: how long it is."""
 
 
-def scan_from_both_ends(path: Path) -> Iterator[ScannedLines]:
+def scan_from_both_ends(path: Path) -> Generator[ScannedLines]:
     """All whole lines of one output file, some thousands at a time and in no order, each checked but none read as JSON.
 
-    A file that does not exist has no lines. Raises JobDamaged at the first broken line.
+    A file that does not exist has no lines. Raises JobDamaged at the first broken line. Closed early, it ends the other process.
     """
     size = path.stat().st_size if path.exists() else 0
     ahead, behind = 0, -(-size // _PIECE_BYTES)
@@ -55,22 +59,37 @@ class _OtherEnd:
     def __init__(self, path: Path, size: int) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = select.poll()
+        self._taken = bytearray()
         if size >= _WORTH_HELP_BYTES and (os.cpu_count() or 1) > 1:
             try:
                 self._process = _start(path, size)
             except OSError:
                 return
             assert self._process.stdout is not None
-            self._sent = self._process.stdout
-            self._ready.register(self._sent, select.POLLIN)
+            self._pipe = self._process.stdout.fileno()
+            self._ready.register(self._pipe, select.POLLIN)
 
     def next(self) -> ScannedLines | None:
         """The lines of the next piece; None if they are not there, or never will be."""
-        if self._process is None or not self._ready.poll(0):
-            return None
+        while self._process is not None:
+            length = int.from_bytes(self._taken[:_LENGTH_BYTES], "little")
+            if _LENGTH_BYTES + length <= len(self._taken):
+                return self._cut_off(length)
+            # A process that was stopped amid what it sends would be waited for by whoever reads on.
+            if not self._ready.poll(0):
+                return None
+            piece = os.read(self._pipe, _TAKEN_BYTES)
+            self._taken += piece
+            if not piece:
+                self._end()
+        return None
+
+    def _cut_off(self, length: int) -> ScannedLines | None:
+        data = bytes(self._taken[_LENGTH_BYTES : _LENGTH_BYTES + length])
+        del self._taken[: _LENGTH_BYTES + length]
         try:
-            return _receive(self._sent)
-        except (OSError, EOFError, ValueError):
+            return _decoded(data)
+        except (EOFError, ValueError, KeyError, TypeError):
             self._end()
             return None
 
@@ -111,19 +130,23 @@ def main() -> None:
 
 def _send(lines: ScannedLines, stream: IO[bytes]) -> None:
     head = {"lines": len(lines.indexes), "headed": len(lines.headed), "size": lines.size}
-    stream.write(orjson.dumps(head, option=orjson.OPT_APPEND_NEWLINE))
-    stream.writelines(map(encode, lines.headed))
-    array("Q", lines.indexes).tofile(stream)
-    lines.input_crc32s.tofile(stream)
+    parts = [orjson.dumps(head, option=orjson.OPT_APPEND_NEWLINE), *map(encode, lines.headed)]
+    parts += [array("Q", lines.indexes).tobytes(), lines.input_crc32s.tobytes()]
+    stream.write(sum(map(len, parts)).to_bytes(_LENGTH_BYTES, "little"))
+    stream.writelines(parts)
     stream.flush()
 
 
-def _receive(stream: IO[bytes]) -> ScannedLines:
+def _decoded(data: bytes) -> ScannedLines:
+    """What `_send` sent, without its length. Raises EOFError, ValueError, KeyError or TypeError for anything else."""
+    stream = BytesIO(data)
     head = orjson.loads(stream.readline())
     headed = [decode(stream.readline()[:-1]) for _ in range(head["headed"])]
     indexes, input_crc32s = array("Q"), array("I")
-    indexes.fromfile(stream, head["lines"])
-    input_crc32s.fromfile(stream, head["lines"])
+    indexes.frombytes(stream.read(head["lines"] * indexes.itemsize))
+    input_crc32s.frombytes(stream.read())
+    if not len(indexes) == len(input_crc32s) == head["lines"]:
+        raise EOFError("it ends too early")
     return ScannedLines(indexes, input_crc32s, headed, head["size"])
 
 

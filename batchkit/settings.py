@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from batchkit.errors import UsageError
 from batchkit.formats.headers import SHORTEST_KEY
 from batchkit.formats.prices import decode_prices, prices_of
-from batchkit.formats.proxies import Proxy, keys_of_proxies, proxy_for, proxy_variables
+from batchkit.formats.proxies import Proxy, is_host, keys_of_proxies, proxy_for, proxy_variables
 from batchkit.formats.requests import HEADER_TEXT_CHARS, is_header_text
 from batchkit.records import METADATA_VALUE_CHARS
 from batchkit.rules.retry import DEFAULT_MAX_ATTEMPTS
@@ -60,8 +60,7 @@ Progress = Literal["auto", "bar", "log", "off"]
 
 _LOCAL_ENDINGS = (".localhost", ".local", ".internal")
 _TEXTS = frozenset(("base_url", "model", "job_id", "portkey_config", "portkey_provider", "cache_namespace"))
-_MOST_DOLLARS = 10**12
-_HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
+_LEAST_DOLLARS, _MOST_DOLLARS = Decimal("1e-12"), 10**12
 _KEY = re.compile(r"[\x21-\x7e]+")
 _KEY_FILE_BYTES = 16 * 1024
 """More than all headers together may take."""
@@ -257,7 +256,7 @@ class Settings:
             amount = Decimal("NaN" if isinstance(value, bool) else str(value).strip())
         except InvalidOperation:
             amount = Decimal("NaN")
-        if not amount.is_finite() or not 0 < amount <= _MOST_DOLLARS:
+        if not amount.is_finite() or not _LEAST_DOLLARS <= amount <= _MOST_DOLLARS:
             raise UsageError(f"max_cost is {value!r}; it is an amount of US dollars above 0, as 12.50")
         return amount
 
@@ -475,7 +474,7 @@ def _checked(base_url: str, *, allow_http: bool) -> str:
         raise UsageError("the base URL holds a user name or password; keys come from the environment alone")
     if parts.scheme not in ("http", "https") or not host:
         raise UsageError("the base URL is not one; it looks like https://host/v1")
-    if not _is_host(host):
+    if not is_host(host):
         raise UsageError("the base URL names a host that no host can be called")
     if parts.query or parts.fragment:
         raise UsageError("the base URL ends before any ? or #: /chat/completions is put behind it")
@@ -486,18 +485,6 @@ def _checked(base_url: str, *, allow_http: bool) -> str:
             f"http to {host} would send requests and keys in clear text; use https, or --allow-http if that is meant"
         )
     return base_url
-
-
-def _is_host(host: str) -> bool:
-    if ":" in host:
-        return True  # an IPv6 address, which was looked at when the URL was taken apart
-    try:
-        # As it will be looked up; other alphabets have a spelling in this one.
-        return _HOST_NAME.fullmatch(host.encode("idna").decode("ascii")) is not None and bool(
-            host.encode("idna").decode("idna")
-        )
-    except UnicodeError:
-        return False
 
 
 def _is_near(host: str) -> bool:

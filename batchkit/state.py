@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
@@ -113,23 +113,24 @@ class JobState:
         """Mark the lines of a file done, without adding them up; how many there are. `tell` hears how far it is."""
         count = 0
         size, read, told_at = path.stat().st_size, 0, 0
-        for lines in scan_from_both_ends(path):
-            read += lines.size
-            if read - told_at >= _TOLD_BYTES:
-                told_at = read
-                tell(
-                    f"there is no checkpoint to go by: {read / 1e9:.1f} of {size / 1e9:.1f} GB of {path.name} read"
-                )
-            checksums = self._checksums_up_to(max(lines.indexes, default=-1))
-            for index, input_crc32 in zip(lines.indexes, lines.input_crc32s, strict=True):
-                checksums[index] = input_crc32
-            for line in lines.headed:
-                self._meet(line)
-            # Requests end nearly in order: so many more together than are in flight make long intervals.
-            twice = self.done.add_all(lines.indexes)
-            if twice is not None:
-                raise _doubled(twice)
-            count += len(lines.indexes)
+        with closing(scan_from_both_ends(path)) as parts:
+            for lines in parts:
+                read += lines.size
+                if read - told_at >= _TOLD_BYTES:
+                    told_at = read
+                    tell(
+                        f"there is no checkpoint to go by: {read / 1e9:.1f} of {size / 1e9:.1f} GB of {path.name} read"
+                    )
+                checksums = self._checksums_up_to(max(lines.indexes, default=-1))
+                for index, input_crc32 in zip(lines.indexes, lines.input_crc32s, strict=True):
+                    checksums[index] = input_crc32
+                for line in lines.headed:
+                    self._meet(line)
+                # Requests end nearly in order: so many more together than are in flight make long intervals.
+                twice = self.done.add_all(lines.indexes)
+                if twice is not None:
+                    raise _doubled(twice)
+                count += len(lines.indexes)
         return count
 
     def _mark(self, index: int, input_crc32: int) -> None:

@@ -14,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 from acceptance.conftest import LONGEST_S, Command, Ran
 
 _TOLD_BYTES = 1 << 20
@@ -118,8 +119,8 @@ class Forker:
         return Forked(status, *paths[1:])
 
 
-class ForkedCommand(Command):
-    """`acceptance.conftest.Command`, forked; `start` also takes a `patch`."""
+class CalledForked(Command):
+    """`acceptance.conftest.Command`, forked where it is called; what `start` starts is a process made anew."""
 
     def __init__(self, folder: Path, forker: Forker) -> None:
         super().__init__(folder)
@@ -127,13 +128,13 @@ class ForkedCommand(Command):
         self._forked: list[Forked] = []
 
     def __call__(self, *words: Any, code: int | None = 0, stdin: bytes = b"", patch: str = "") -> Ran:
-        process = self.start(*words, stdin=stdin, patch=patch)
+        process = self._fork(*words, stdin=stdin, patch=patch)
         out, err = process.communicate()
         ran = Ran(process.wait(), out, err)
         assert code is None or ran.code == code, ran
         return ran
 
-    def start(self, *words: Any, **more: Any) -> Any:
+    def _fork(self, *words: Any, **more: Any) -> Forked:
         process = self._forker.start(words, folder=self.folder, environ=self.environ, **more)
         self._forked.append(process)
         return process
@@ -143,6 +144,28 @@ class ForkedCommand(Command):
             if process.poll() is None:
                 process.send_signal(9)
                 process.wait()
+        super().close()
+
+
+class ForkedCommand(CalledForked):
+    """A command that is also forked by `start`, which takes a `patch`."""
+
+    def start(self, *words: Any, **more: Any) -> Any:
+        return self._fork(*words, **more)
+
+
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    with Forker() as running:
+        yield running
+
+
+@pytest.fixture
+def command(forker: Forker, tmp_path: Path) -> Iterator[CalledForked]:
+    """In place of the acceptance tests' own."""
+    made = CalledForked(tmp_path, forker)
+    yield made
+    made.close()
 
 
 def _serve(channel: socket.socket) -> None:
@@ -159,8 +182,10 @@ def _serve(channel: socket.socket) -> None:
     import batchkit.mending
     import batchkit.observers.progress
     import batchkit.validation  # noqa: F401
+    from batchkit.rules.tokens import count_text
 
     get_snapshot()
+    count_text("")
     gc.freeze()
     while True:
         data, descriptors, _, _ = socket.recv_fds(channel, _TOLD_BYTES, 4)

@@ -51,7 +51,7 @@ def test_lines_are_counted_by_what_they_ask_for():
 
 def test_more_processes_come_to_the_same():
     alone = list(count_pieces(PIECES, DEFAULTS, 1))
-    together = list(count_pieces(PIECES, DEFAULTS, 3, at_once_bytes=0))
+    together = list(count_pieces(PIECES, DEFAULTS, 2, at_once_bytes=0))
     assert together == alone
     assert whole(together).requests == 5 + 1 + 180
 
@@ -101,7 +101,8 @@ def test_only_a_few_pieces_are_held_and_no_process_outlives_its_caller(started):
     def pieces():
         for number in range(1000):
             taken.append(number)
-            yield [line(number)]
+            # Nothing is counted of it, so nobody reads the tokenizer's tables for it.
+            yield [Line(number, 0, b"{broken")]
 
     parts = count_pieces(pieces(), DEFAULTS, 2, at_once_bytes=0)
     next(parts)

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,8 @@ def test_prompts_come_to_what_openai_billed_for_each_of_them(name):
     assert found["exact"] == 1
     completed = sum(each["response"]["body"]["usage"]["completion_tokens"] for each in answers)
     assert found["completion_tokens"]["low"] <= completed <= found["completion_tokens"]["high"]
+    least = Decimal(billed) * Decimal("0.15e-6") + len(answers) * Decimal("0.6e-6")
+    assert name != "kmmlu" or found["cost"]["low"] == float(least)
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import select
 import signal
 import subprocess
 
@@ -123,7 +125,18 @@ def test_a_line_that_is_still_being_written_is_left_out(output, piece_bytes, bes
 
 
 @pytest.mark.parametrize("pieces", [0, 1, 3, 1000])
-@pytest.mark.parametrize("more", [b"", b"\n", b'{"lines":9,"headed":0,"size":1}\n1234', b'{"lines":0'])
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"",
+        b"\n",
+        b"said by another at its start\n",
+        *[
+            len(said).to_bytes(8, "little") + said
+            for said in (b"", b"[]\n", b"{}\n", b'{"lines":0', b'{"lines":9,"headed":0,"size":1}\n1234')
+        ],
+    ],
+)
 def test_what_the_other_process_did_not_send_is_read_here(output, piece_bytes, beside, pieces, more):
     (started := beside(pieces, more)).clear()
     assert found(scan_from_both_ends(output)) == read(output)
@@ -146,11 +159,36 @@ def test_what_the_other_process_sent_is_not_read_here(output, beside, monkeypatc
     assert here == list(range(-(-output.stat().st_size // 5000) - 4))
 
 
-def test_a_process_that_sends_nothing_is_not_waited_for(output, beside, monkeypatch):
+def sent_by(path, number):
+    """The bytes in which a process sends that piece of the file."""
+    stream = io.BytesIO()
+    scanning._send(scanning._joined(scanning._scan_piece(path, path.stat().st_size, number)), stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("cut", [0, 3, 8, 20, -1])
+def test_a_process_that_stops_amid_what_it_sends_is_not_waited_for(output, beside, monkeypatch, cut):
+    beside(pieces=0)
+    monkeypatch.setattr(scanning, "_PIECE_BYTES", 5000)
+    stopped = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with stopped.stdin:
+        last = (output.stat().st_size - 1) // 5000
+        stopped.stdin.write(sent_by(output, last) + sent_by(output, last - 1)[:cut])
+        stopped.stdin.flush()
+        select.select([stopped.stdout], [], [])
+        monkeypatch.setattr(scanning, "_start", lambda *_: stopped)
+        assert found(scan_from_both_ends(output)) == read(output)
+    assert stopped.returncode == -signal.SIGKILL
+
+
+def test_a_scan_that_is_closed_early_ends_the_other_process(output, beside, monkeypatch):
     beside(pieces=0)
     silent = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     monkeypatch.setattr(scanning, "_start", lambda *_: silent)
-    assert found(scan_from_both_ends(output)) == read(output)
+    with silent.stdin:
+        scan = scan_from_both_ends(output)
+        next(scan)
+        scan.close()
     assert silent.returncode == -signal.SIGKILL
 
 
@@ -173,8 +211,8 @@ def received(process):
     """What a process sends until it ends."""
     parts = []
     with process:
-        while process.stdout.peek(1):
-            parts.append(scanning._receive(process.stdout))
+        while length := process.stdout.read(scanning._LENGTH_BYTES):
+            parts.append(scanning._decoded(process.stdout.read(int.from_bytes(length, "little"))))
     return parts
 
 

@@ -72,6 +72,8 @@ def test_the_defaults_are_those_promised():
         {"max_cost": ""},
         {"max_cost": [1]},
         {"max_cost": (0, (1,), 0)},
+        {"max_cost": "5 USD"},
+        {"max_cost": "1e-999999"},
         {"max_cost": "1e13"},
         {"max_failures": 0},
         {"max_failures": -1},

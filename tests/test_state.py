@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from array import array
 from random import Random
 from zlib import crc32
@@ -224,6 +226,16 @@ async def test_an_audit_in_a_process_of_its_own_finds_what_one_here_finds(output
         await audit.run()
 
 
+async def test_where_no_process_can_be_started_an_audit_is_made_here(output, monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    three_lines(output)
+    audit = Audit(output, output.stat().st_size, JobPaths(output).errors.stat().st_size, add_up=True)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    assert await audit.run() == audit.read()
+
+
 @pytest.mark.parametrize("piece_bytes", [1, 3000, 1 << 20])
 def test_a_scan_of_lines_as_requests_end_marks_and_remembers_each(output, monkeypatch, piece_bytes):
     monkeypatch.setattr("batchkit.scanning._PIECE_BYTES", piece_bytes)
@@ -268,6 +280,20 @@ def test_a_scan_tells_how_far_it_is(output, monkeypatch):
     load(output, rescan=True, at_once_bytes=0, tell=told.append)
     assert len(told) == 3
     assert "there is no checkpoint to go by: 0.0 of 0.0 GB of results.jsonl read" in told
+
+
+def test_a_scan_that_finds_a_request_twice_ends_the_process_beside_it(output, monkeypatch):
+    monkeypatch.setattr("batchkit.scanning._WORTH_HELP_BYTES", 0)
+    monkeypatch.setattr("batchkit.scanning._PIECE_BYTES", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    silent = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    monkeypatch.setattr("batchkit.scanning._start", lambda *_: silent)
+    output.write_bytes(encode(line(0)) * 2)
+    with silent.stdin, pytest.raises(JobDamaged, match="two lines for request 0") as doubled:
+        load(output, at_once_bytes=0)
+    # Also while someone holds the error, and with it the frames it came through.
+    assert doubled.traceback
+    assert silent.returncode == -signal.SIGKILL
 
 
 def test_a_scan_names_the_line_that_is_damaged(output):

@@ -255,7 +255,7 @@ def _from_file(path: Path) -> dict[str, Any]:
             table = tomllib.load(stream)
     except OSError as error:
         raise UsageError(f"cannot read the settings file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the settings file {path} is not TOML: {error}") from error
     values = {name.replace("-", "_"): value for name, value in table.items()}
     for name, value in values.items():

@@ -144,7 +144,10 @@ class Purse:
             cost = self._worst_cases.cost(answer.model, answer.usage)
             if cost is not None:
                 writes = self._worst_cases.cache_writes(answer.model, answer.usage, claim.request.body)
-                unsure = sum_of((unsure, writes))
+                # A total that is no sum may be nonsense, too: it is believed as far as the attempt was thought able to go.
+                unlisted = self._worst_cases.unlisted(answer.model, answer.usage)
+                most = max(_NOTHING, claim.reserved - cost)
+                unsure = sum_of((unsure, writes, min(unlisted, most)))
                 if cost > claim.reserved:
                     self._tell_of_more(claim, cost)
             return self._settle(claim, cost, unsure)
@@ -188,7 +191,7 @@ class Purse:
     def _last_words(self, claim: Claim) -> str:
         spending = self.spending
         unsure = (
-            f" ({in_dollars(spending.unsure)} of it for answers that were not seen and may not have been billed)"
+            f" ({in_dollars(spending.unsure)} of it at its most, for attempts whose cost nobody can tell)"
             if spending.unsure
             else ""
         )

@@ -122,7 +122,7 @@ def _figures(figures: Figures) -> dict[str, Any]:
         "batch_cost": None
         if figures.batch_cost is None
         else {"currency": "USD", **dict(zip(_ENDS, map(_number, figures.batch_cost), strict=True))},
-        "seconds": None if figures.seconds is None else round(figures.seconds, 1),
+        "seconds": None if figures.seconds is None else round(figures.seconds, 4),
     }
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["decode_prices", "prices_from_json", "prices_of", "prices_to_json"]
 
@@ -39,13 +39,18 @@ _WANTED = {
 }
 _WANTED_RATE = "US dollars for a million tokens, from 0 to 1,000,000"
 _LONGEST_NAME = 200
+_LEAST: Final = Decimal("1e-12")
+"""Anything smaller but 0 is a mistake, and may take a million digits to be written out."""
 
 Prices = dict[str, dict[str, Decimal]]
 
 
 def decode_prices(data: bytes) -> Prices:
-    """The prices of a TOML file. Raises ValueError that names the key and what is expected there."""
-    return prices_of(tomllib.loads(data.decode(), parse_float=Decimal))
+    """The prices of a TOML file, a BOM in front or not. Raises ValueError that names the key and what is expected there."""
+    try:
+        return prices_of(tomllib.loads(data.decode("utf-8-sig"), parse_float=Decimal))
+    except (InvalidOperation, RecursionError):
+        raise ValueError("a number in it is out of all bounds, or it is nested too deep") from None
 
 
 def prices_of(tables: Mapping[Any, Any]) -> Prices:
@@ -107,6 +112,7 @@ def _number(value: Any, name: str, place: str) -> Decimal:
     number = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
     if (
         not number.is_finite()
+        or 0 < number < _LEAST
         or not is_count <= number <= _MOST[name]
         or (is_count and number != number.to_integral_value())
     ):

@@ -10,6 +10,7 @@ What a variable holds may be a password, so no message repeats it.
 from __future__ import annotations
 
 import ipaddress
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,9 +19,10 @@ from urllib.parse import unquote, urlsplit
 
 from batchkit.errors import UsageError
 
-__all__ = ["Proxy", "keys_of_proxies", "proxy_for", "proxy_variables"]
+__all__ = ["Proxy", "is_host", "keys_of_proxies", "proxy_for", "proxy_variables"]
 
 _NAMES = ("https_proxy", "http_proxy", "all_proxy", "no_proxy")
+_HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,19 @@ def keys_of_proxies(variables: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def is_host(host: str) -> bool:
+    """Whether a URL's host, as `urlsplit` takes it out, is one that can be looked up."""
+    if ":" in host:
+        return True  # an IPv6 address, which was looked at when the URL was taken apart
+    try:
+        # As it will be looked up; other alphabets have a spelling in this one.
+        return _HOST_NAME.fullmatch(host.encode("idna").decode("ascii")) is not None and bool(
+            host.encode("idna").decode("idna")
+        )
+    except UnicodeError:
+        return False
+
+
 def _parted(value: str) -> tuple[str, str]:
     """User and password of a proxy's URL, and its host and port."""
     first, separator, rest = value.partition("://")
@@ -84,7 +99,7 @@ def _parted(value: str) -> tuple[str, str]:
 def _is_place(place: str) -> bool:
     try:
         parts = urlsplit(f"http://{place}")
-        return bool(parts.hostname) and parts.port != 0 and parts.netloc == place and " " not in place
+        return is_host(parts.hostname or "") and parts.port != 0 and parts.netloc == place
     except ValueError:
         return False
 

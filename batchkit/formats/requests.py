@@ -134,7 +134,7 @@ def read_body(raw: bytes, defaults: Mapping[str, Any]) -> dict[str, Any] | None:
     """The body that an input line would be sent with; None for a line that is no request."""
     try:
         record = orjson.loads(raw)
-        if not isinstance(record, Mapping):
+        if not isinstance(record, Mapping) or not isinstance(record.get("custom_id"), str | None):
             return None
         body = _body_of(record)
         _fill(body, defaults)

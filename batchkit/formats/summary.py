@@ -220,6 +220,11 @@ def what_next(summary: Mapping[str, Any]) -> str:
             return "The failures stand in the errors file; the same command with --retry-failed asks them once more."
         case "completed":
             return "Every request has its result."
+        case "stopped" if _has_passed_its_cap(summary["cost"]):
+            return (
+                "Stopped: answers cost more than they could by their prompts and length limits, and --max-cost is passed. "
+                "Nothing is lost: a larger one goes on from here."
+            )
         case "stopped" if summary["stop_reason"] == "max_cost":
             return (
                 "Stopped before --max-cost could be passed. Nothing is lost: a larger one goes on from here."
@@ -389,19 +394,31 @@ def _cost(summary: Mapping[str, Any]) -> list[str]:
     if maybe := cost.get("maybe_cost"):
         more.append(f"up to {dollars(maybe)} more may have been billed")
     if most := cost.get("max_cost"):
-        more.append(f"never more than {dollars(most)}")
+        more.append(f"{'past' if _has_passed_its_cap(cost) else 'never more than'} {dollars(most)}")
     if batch := cost.get("batch_total"):
         more.append(f"{dollars(batch)} at the provider's batch price")
     if cost["total"] is not None:
         at_least = "at least " if summary["usage"]["unknown"] else ""
         return [f"{at_least}{dollars(cost['total'])} ({note})", *more]
-    unpriced = [printable(name) for name in cost["unpriced_models"]]
-    unknown = [f"no known price for {unpriced[0]}", *unpriced[1:]]
+    told: list[str] = []
+    untold: list[str] = []
+    for name in cost["unpriced_models"]:
+        usage = summary["models"].get(name, {}).get("usage", {})
+        # The model may well have a price, where none of its answers says what it took.
+        (untold if usage.get("unknown") and not usage["total_tokens"] else told).append(printable(name))
+    unknown = [f"no known price for {told[0]}", *told[1:]] if told else []
+    unknown += [f"tokens not told by {untold[0]}", *untold[1:]] if untold else []
     return (
         [f"{dollars(cost['known_total'])} for what has a price ({note})", *more, *unknown]
         if cost["known_total"]
         else unknown + more
     )
+
+
+def _has_passed_its_cap(cost: Mapping[str, Any]) -> bool:
+    """Whether the lines themselves come to more than `max_cost`."""
+    known = cost["total"] if cost["total"] is not None else cost.get("known_total", 0)
+    return cost.get("max_cost") is not None and known > cost["max_cost"]
 
 
 def _by_outcome(outcomes: Mapping[str, Any]) -> list[str]:

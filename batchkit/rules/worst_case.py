@@ -7,8 +7,8 @@ so it is counted out only where it decides (`counted`), and only for models whos
 What the body does not show has an allowance: an image as many tokens as the dearest model takes for the largest one; a file,
 or a part of a kind we do not know, as many as the longest context has; tools, the words that providers put around them.
 
-A body whose cost has no bound here is refused (`UnboundedCostError`): no price, no length, sound, a web search, a dearer
-service tier.
+A body whose cost has no bound here is refused (`UnboundedCostError`): no price, no length, a count that is no whole number and
+that some servers read all the same, sound, a web search or another tool of the provider's, a dearer service tier.
 """
 
 from __future__ import annotations
@@ -34,8 +34,13 @@ _CACHED_TOKENS: Final = 1024
 """Shorter prompts no provider caches; Claude's are cached where the body asks for it, others by themselves."""
 _EXACTLY: Final = Context(prec=60)
 _NOTHING: Final = Decimal(0)
-_USUAL_TIERS: Final = frozenset({None, "auto", "default", "standard", "standard_only", "flex"})
-_TEXTS: Final = frozenset({"text", "refusal"})
+# Compared one by one, for a body may have anything there, also what has no hash.
+_USUAL_TIERS: Final = (None, "auto", "default", "standard", "standard_only", "flex")
+_TEXTS: Final = ("text", "refusal")
+_OWN_TOOLS: Final = (None, "function", "custom")
+_SEARCHES: Final = ("web_search_options", "search_parameters", "plugins")
+"""How OpenAI, xAI and OpenRouter are asked for a web search."""
+_NAME_CHARS: Final = 200
 
 
 class UnboundedCostError(ValueError):
@@ -95,10 +100,25 @@ class WorstCases:
         written = max(0, usage.prompt_tokens - usage.cached_tokens)
         return _EXACTLY.multiply(max(_NOTHING, dearer), Decimal(written)).scaleb(-6, _EXACTLY)
 
+    def unlisted(self, model: str, usage: Usage) -> Decimal:
+        """The same for tokens that are in the total and in neither part of it.
+
+        Google and xAI leave out what a model reasoned, Anthropic's answers through a gateway what has to do with its cache.
+        """
+        price = self._prices.find(model)
+        tokens = usage.total_tokens - usage.prompt_tokens - usage.completion_tokens
+        if price is None or tokens <= 0:
+            return _NOTHING
+        of_prompt, of_completion = (price.prompt, price.cache_write), (price.completion, price.reasoning)
+        band = band_of(usage.total_tokens)
+        rates = of_prompt if "claude" in price.model else of_completion
+        dearest = max(rate.most(band) for rate in rates if rate is not None)
+        return _EXACTLY.multiply(dearest, Decimal(tokens)).scaleb(-6, _EXACTLY)
+
     def _most(self, body: Mapping[str, Any], prompt_tokens: int) -> Decimal:
         worst = self._worst(body, prompt_tokens)
         for override in self._overrides:
-            more = len(str(override).encode("utf-8", "replace")) + _unseen_tokens(override)
+            more = _size_of(override) + _unseen_tokens(override)
             worst = max(worst, self._worst({**body, **override}, prompt_tokens + more))
         return worst if self._attempts == 1 else _EXACTLY.multiply(worst, Decimal(self._attempts))
 
@@ -114,43 +134,66 @@ class WorstCases:
         price = self._prices.find(model)
         if price is None:
             raise UnboundedCostError(
-                f"names the model {model!r}, which has no known price; give it one with --prices"
+                f"names the model {model[:_NAME_CHARS]!r}, which has no known price; give it one with --prices"
             )
         return price, _completion_tokens(body, price, model)
 
 
 def _completion_tokens(body: Mapping[str, Any], price: Price, model: str) -> int:
-    limits = [limit for name in ("max_completion_tokens", "max_tokens") if (limit := _number(body.get(name)))]
-    most = max(limits) if limits else price.largest_output
+    limits = [body[name] for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None]
+    # "20" is no limit here, and one for some servers: which of two they take, nobody knows.
+    is_limited = limits and all(type(limit) is int and limit > 0 for limit in limits)
+    most = max(limits) if is_limited else price.largest_output
     if most is None:
         raise UnboundedCostError(
-            f"has no max_tokens, and how long an answer of {model!r} can be is not known; bound it with "
+            f"has no max_tokens, and how long an answer of {model[:_NAME_CHARS]!r} can be is not known; bound it with "
             "--set max_tokens=N, or with max_output_tokens in --prices"
         )
     # What was predicted and not used is billed on top.
-    predicted = len(str(body["prediction"]).encode("utf-8", "replace")) if body.get("prediction") else 0
-    return (most + predicted) * max(1, _number(body.get("n")), _number(body.get("best_of")))
+    predicted = _size_of(body["prediction"]) if body.get("prediction") else 0
+    return (most + predicted) * max(1, _answers(body, "n"), _answers(body, "best_of"))
 
 
-def _number(value: Any) -> int:
-    return value if type(value) is int and value > 0 else 0
+def _answers(body: Mapping[str, Any], name: str) -> int:
+    value = body.get(name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int | None):
+        # Five answers for some servers, where it is "5".
+        raise UnboundedCostError(f"has a value for {name} that is no whole number")
+    return value or 0
+
+
+def _size_of(value: Any) -> int:
+    try:
+        return len(str(value).encode("utf-8", "replace"))
+    except RecursionError:
+        raise UnboundedCostError("has a value that is nested too deep to be measured") from None
 
 
 def _unseen_tokens(body: Mapping[str, Any]) -> int:
     """What a prompt may have beyond the bytes of its body. Raises UnboundedCostError for what is billed otherwise."""
-    if body.get("service_tier") not in _USUAL_TIERS:
-        raise UnboundedCostError(
-            f"asks for the service tier {body['service_tier']!r}, whose prices are not known"
-        )
-    if body.get("web_search_options") is not None:
+    tier = body.get("service_tier")
+    if tier not in _USUAL_TIERS:
+        named = f"the service tier {tier[:_NAME_CHARS]!r}" if isinstance(tier, str) else "a service tier"
+        raise UnboundedCostError(f"asks for {named}, whose prices are not known")
+    if any(body.get(name) is not None for name in _SEARCHES):
         raise UnboundedCostError("asks for a web search, which is billed by itself")
+    tools = body.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, Mapping) and tool.get("type") not in _OWN_TOOLS:
+            raise UnboundedCostError("has a tool of the provider's own, which is billed by itself")
     modalities = body.get("modalities")
     if body.get("audio") or (isinstance(modalities, list) and "audio" in modalities):
         raise UnboundedCostError("asks for sound, which has prices of its own")
-    tokens = TOOLS_TOKENS if body.get("tools") or body.get("functions") else 0
+    tokens = TOOLS_TOKENS if tools or body.get("functions") else 0
     messages = body.get("messages")
     for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(message, Mapping):
+            continue
+        if message.get("audio"):
+            raise UnboundedCostError("has sound in it, which has prices of its own")
+        content = message.get("content")
         if isinstance(content, list):
             tokens += sum(map(_unseen_part, content))
     return tokens

@@ -4,7 +4,10 @@ import json
 import signal
 import urllib.request
 
+import forked_command
 import pytest
+
+forker, command = forked_command.forker, forked_command.command
 
 
 @pytest.fixture

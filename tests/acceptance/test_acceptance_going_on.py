@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import forked_command
 import pytest
 
 if sys.version_info >= (3, 14):
@@ -13,6 +14,7 @@ else:
     from backports import zstd
 
 REQUESTS = 30
+forker, command = forked_command.forker, forked_command.command
 
 
 @pytest.fixture

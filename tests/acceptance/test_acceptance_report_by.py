@@ -4,9 +4,13 @@ import json
 
 import pytest
 
+import batchkit
+from batchkit.cli.main import main
+from batchkit.formats.summary import render
+
 
 @pytest.fixture
-def job(command, files, provider, tmp_path):
+def job(files, provider, tmp_path):
     lines = [
         {
             "body": {
@@ -19,14 +23,13 @@ def job(command, files, provider, tmp_path):
     ]
     path = tmp_path / "requests.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    command("run", path, "-o", files.results_path, "--base-url", provider.base_url)
+    batchkit.run(path, files.results_path, base_url=provider.base_url, progress="off")
     return files.results_path
 
 
 def test_the_groups_stand_below_the_summary(command, job):
-    plain = command("report", job).out
     told = command("report", job, "--by", "metadata.team").out
-    assert told.startswith(plain.rstrip() + "\n\nmetadata.team ")
+    assert told.startswith(render(batchkit.report(job)).rstrip() + "\n\nmetadata.team ")
     assert r"a\x1b[2J" in told
     assert "\x1b" not in told
     assert sorted(line.split()[0] for line in told.splitlines()[-2:]) == ["(none)", r"a\x1b[2J"]
@@ -39,13 +42,13 @@ def test_a_program_gets_one_object_and_the_file_stays_as_it_is(command, job, fil
     assert told == files.summary
 
 
-def test_a_key_that_no_request_has_is_said_so(command, job):
-    assert command("report", job, "--by", "metadata.tema").out.endswith(
-        "\nNo request of the job has metadata.tema.\n"
-    )
+def test_a_key_that_no_request_has_is_said_so(job, capsys):
+    assert main(["report", str(job), "--by", "metadata.tema"]) == 0
+    assert capsys.readouterr().out.endswith("\nNo request of the job has metadata.tema.\n")
 
 
-def test_what_cannot_be_meant_is_wrong_usage(command, job):
-    ran = command("report", job, "--by", "team", code=2)
-    assert "metadata.KEY" in ran.err
-    assert ran.out == ""
+def test_what_cannot_be_meant_is_wrong_usage(job, capsys):
+    assert main(["report", str(job), "--by", "team"]) == 2
+    told = capsys.readouterr()
+    assert "metadata.KEY" in told.err
+    assert told.out == ""

@@ -1,6 +1,6 @@
 """The totals of a job against folds over its files that share nothing with batchkit.
 
-The provider repeats answers that OpenAI gave, byte for byte, among them some that were changed to what providers also do:
+The provider repeats answers that OpenAI gave, byte for byte, or, where there are none, some of our own making; among them some that were changed to what providers also do:
 billed answers that are no completion, withheld ones, answers without usage, a gateway's cache.
 """
 
@@ -40,6 +40,34 @@ def real_answers():
             body = line[start : line.rindex(b'}, "error": ')]
             assert json.loads(body) == json.loads(line)["response"]["body"]
             bodies[json.loads(line)["custom_id"]] = body
+    return bodies
+
+
+def made_answers():
+    """Bodies of our own making, for wherever there are no real ones."""
+    bodies = {}
+    for number in range(210):
+        prompt, completion = 1000 + 7919 * number % 4001, 1 + 104_729 * number % 613
+        body = {
+            "id": f"chatcmpl-{number}",
+            "object": "chat.completion",
+            "model": sorted(NANODOLLARS)[number % 7 == 0],
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": f'"usage": {{"prompt_tokens": {number}}}'},
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "total_tokens": prompt + completion,
+                "prompt_tokens_details": {"cached_tokens": 128 * (number % 5)},
+                "completion_tokens_details": {"reasoning_tokens": completion // 3},
+            },
+        }
+        bodies[f"made-{number}"] = json.dumps(body, indent=1).encode()
     return bodies
 
 
@@ -105,9 +133,8 @@ class Provider(ScriptedServer):
         return answer
 
 
-async def work_through(folder, model):
-    """A job over all real answers and a second run for its failures. Returns its last summary."""
-    bodies = real_answers()
+async def work_through(folder, model, bodies):
+    """A job over all these answers and a second run for its failures. Returns its last summary."""
     lines = [
         {
             "custom_id": custom_id,
@@ -201,9 +228,13 @@ def assert_told(told, cell, *, priced):
 
 
 @pytest.mark.parametrize("read", [fold, jq_fold], ids=["python", "jq"])
-@pytest.mark.parametrize("model", ["gpt-4o-2024-08-06", "house-model"])
-async def test_the_summary_says_what_an_independent_fold_says(tmp_path, read, model):
-    summary = await work_through(tmp_path, model)
+@pytest.mark.parametrize(
+    ("answers", "model"),
+    [(real_answers, "gpt-4o-2024-08-06"), (real_answers, "house-model"), (made_answers, "house-model")],
+    ids=["real", "real-unpriced", "made"],
+)
+async def test_the_summary_says_what_an_independent_fold_says(tmp_path, read, answers, model):
+    summary = await work_through(tmp_path, model, answers())
     sums = read(tmp_path)
     outcomes = {"results": Counter(), "failures": Counter(), "retries": Counter()}
     for by_outcome in sums.values():
@@ -237,7 +268,7 @@ async def test_the_summary_says_what_an_independent_fold_says(tmp_path, read, mo
 
 
 async def test_groups_by_metadata_add_up_to_the_summary(tmp_path):
-    whole = await work_through(tmp_path, "house-model")
+    whole = await work_through(tmp_path, "house-model", made_answers())
     told = batchkit.report(tmp_path / "results.jsonl", by="metadata.team")
     groups = told.pop("by")["metadata.team"]
     assert told == whole

@@ -183,6 +183,8 @@ def test_a_wrong_value_names_where_it_came_from(argv, environ, words):
         ("max_failures = true", ["max_failures", "a number or a share"]),
         ("portkey_metadata = {team = 5}", ["portkey_metadata", "team", "a string"]),
         ("rpm = ", ["not TOML"]),
+        ("rpm = " + 5000 * "9", ["not TOML"]),
+        ("set = " + 5000 * "[", ["not TOML"]),
     ],
 )
 def test_a_wrong_line_of_the_file_names_the_file_and_the_key(text, words, toml):

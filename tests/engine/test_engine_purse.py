@@ -142,6 +142,15 @@ async def test_when_nothing_is_in_flight_and_it_still_does_not_fit_the_run_stops
         assert words in told
 
 
+async def test_what_stands_in_the_total_alone_may_have_been_billed_up_to_what_was_reserved():
+    usage = [Usage(5, 1, 8), Usage(5, 1, 10**12)]
+    answers = {f"r{index}": [answered(1, usage=each)] for index, each in enumerate(usage)}
+    scene = Scene(30, answers)
+    outcomes = await scene.deliver(ask(0, 6), ask(1, 6))
+    assert [outcome.maybe_cost for outcome in outcomes] == [2, 5]
+    assert (scene.spending.spent, scene.spending.unsure) == (9, 7)
+
+
 async def test_a_stop_sends_home_all_who_wait():
     scene = Scene(10, {"r0": [answered(7)]})
 

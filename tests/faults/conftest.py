@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked_command
 import pytest
 from acceptance import conftest as acceptance
 
@@ -24,12 +25,8 @@ from batchkit.source import Source
 from batchkit.store import Disk, Store
 from batchkit.testing import ManualClock, ScriptedEndpoint
 
-command, simulate, provider, record = (
-    acceptance.command,
-    acceptance.simulate,
-    acceptance.provider,
-    acceptance.record,
-)
+simulate, provider, record = acceptance.simulate, acceptance.provider, acceptance.record
+forker, command = forked_command.forker, forked_command.command
 write_requests, files, until = acceptance.write_requests, acceptance.files, acceptance.until
 line, kill, run_elsewhere = acceptance.line, acceptance.kill, acceptance.run_elsewhere
 
@@ -144,11 +141,12 @@ class Job:
         clock: ManualClock | None = None,
         endpoint: Any = None,
         observers: tuple[Any, ...] = (),
+        stop: Stop | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
         clock = clock if clock is not None else ManualClock()
         endpoint = endpoint if endpoint is not None else ScriptedEndpoint(clock=clock, latency_s=0.15)
-        listener, stop = Listener(), Stop()
+        listener, stop = Listener(), Stop() if stop is None else stop
         source = Source(str(self.input), in_thread=clock.in_thread)
         chosen = Settings(**{"concurrency": 3, "progress": "off", "job_id": "job", **settings})
         store = Store.open(self.output, disk=disk)

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -132,6 +133,26 @@ def test_fault_22_stdin_runs_and_going_on_needs_the_same_bytes_again_and_checks_
     assert files.results_path.read_bytes() == kept
     assert len(endpoint.received) == 5
     files.assert_summary_is_a_fold(command(*words, stdin=b"".join(lines)).json, 12)
+    assert len(endpoint.received) == 12
+
+
+def test_fault_22_a_pipe_with_a_name_is_read_but_once_and_checked_too(
+    command, endpoint, files, line, tmp_path
+):
+    lines = [line(number) for number in range(12)]
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    words = ["run", pipe, "-o", files.results_path, "--base-url", endpoint.base_url, "--json"]
+
+    def run(lines, *more, code=0):
+        with ThreadPoolExecutor(1) as writer:
+            writer.submit(pipe.write_bytes, b"".join(lines))
+            return command(*words, *more, code=code)
+
+    run(lines, "--limit", 5)
+    assert "line 4 " in run([*lines[:3], line(99), *lines[4:]], code=4).err
+    files.checkpoint_path.unlink(missing_ok=True)
+    files.assert_summary_is_a_fold(run(lines).json, 12)
     assert len(endpoint.received) == 12
 
 

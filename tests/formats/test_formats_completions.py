@@ -369,6 +369,17 @@ def test_behind_a_gateways_timeout_the_provider_may_have_worked(status, billed):
     assert failure(status).maybe_billed is billed
 
 
+@pytest.mark.parametrize(("hook", "billed"), [("before_request_hooks", False), ("after_request_hooks", True)])
+def test_what_a_guardrail_denied_was_billed_where_the_provider_had_answered(hook, billed):
+    results = {
+        "before_request_hooks": [],
+        "after_request_hooks": [],
+        hook: [{"verdict": False, "deny": True}],
+    }
+    body = {"error": {"type": "hooks_failed"}, "hook_results": results}
+    assert failure(446, body).maybe_billed is billed
+
+
 @pytest.mark.parametrize(
     ("body", "kept"),
     [

@@ -51,6 +51,7 @@ def test_the_json_is_what_the_contract_promises():
         "unpriced_models": [],
     }
     assert estimate["seconds"] == 720
+    assert one(replace(MINI, seconds=0.0312))["seconds"] == 0.0312, "little is not nothing"
     assert estimate["exact"] == 1
     model = estimate["models"]["gpt-4o-mini"]
     assert model == {key: estimate[key] for key in model}

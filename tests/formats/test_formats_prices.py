@@ -74,6 +74,9 @@ def test_no_digit_is_rounded_away():
         ("[M]\nprompt = 1\ncompletion = 1\n[m]\nprompt = 1\ncompletion = 1", "m stands there twice"),
         ('[""]\nprompt = 1\ncompletion = 1', "no name of a model"),
         ("[m", "end of a table declaration"),
+        ("[m]\nprompt = 1e-999999\ncompletion = 1", "m: prompt is 1E-999999"),
+        ("[m]\nprompt = 1e99999999999999999999\ncompletion = 1", "out of all bounds"),
+        ("m = " + 5000 * "[", "nested too deep"),
     ],
 )
 def test_what_is_no_price_is_refused_with_its_key_and_what_is_expected(toml, words):
@@ -81,12 +84,20 @@ def test_what_is_no_price_is_refused_with_its_key_and_what_is_expected(toml, wor
         decode_prices(toml.encode())
 
 
+def test_a_byte_order_mark_is_no_part_of_it():
+    assert decode_prices(b"\xef\xbb\xbf[m]\nprompt = 1\ncompletion = 2") == {
+        "m": {"prompt": Decimal(1), "completion": Decimal(2)}
+    }
+
+
 def test_bytes_that_are_no_text_are_refused():
     with pytest.raises(ValueError, match="utf-8"):
         decode_prices(b"\xff")
 
 
-AMOUNTS = st.decimals(0, 1_000_000, allow_nan=False, allow_infinity=False)
+AMOUNTS = st.decimals(0, 1_000_000, allow_nan=False, allow_infinity=False).filter(
+    lambda amount: amount == 0 or amount >= Decimal("1e-12")
+)
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b/c", "@x/y"]), st.tuples(AMOUNTS, AMOUNTS)))

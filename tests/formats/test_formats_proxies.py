@@ -30,6 +30,7 @@ def chosen(base_url, **environ):
         ({"https_proxy": " http://p:1/ "}, None, "http://p:1"),
         ({"https_proxy": "p:1"}, None, "http://p:1"),
         ({"https_proxy": "p"}, None, "http://p"),
+        ({"https_proxy": "http://höst_1.:1"}, None, "http://höst_1.:1"),
         ({"https_proxy": "HTTP://u:pw@[2001:db8::1]:3128"}, None, "http://[2001:db8::1]:3128"),
         # A web server named it after a header of the request that a program runs for.
         ({"HTTP_PROXY": "http://p:1", "REQUEST_METHOD": "GET"}, None, None),
@@ -104,6 +105,10 @@ def test_this_machine_is_never_reached_through_a_proxy(host):
         f"http://user:{PASSWORD}\x7f@p:1",
         f"http://user:{PASSWORD}\udcff@p:1",
         f"http://user:{PASSWORD}@[p]:1",
+        *[
+            f"http://user:{PASSWORD}@{host}:1"
+            for host in ("p\\x", "..", "xn--a", "-p", "p*", "%41", "a" * 64)
+        ],
         "http://",
     ],
 )

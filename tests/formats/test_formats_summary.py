@@ -190,6 +190,21 @@ def test_the_text_names_models_without_a_price_and_never_calls_them_free():
     assert "cost        $0.0128 for what has a price (list prices), no known price for mine\n" in some
 
 
+def test_a_model_whose_answers_do_not_say_what_they_took_is_not_said_to_have_no_price():
+    silent = ModelFigures(3, Usage(), None, unknown=3)
+    told = summary(models={"silent": silent}, unpriced_models=("silent", "mine"), known_cost=Decimal(0))
+    assert "cost        no known price for mine, tokens not told by silent\n" in render(told)
+
+
+def test_a_cap_that_the_answers_themselves_have_passed_is_said_to_be_passed():
+    told = summary(status="stopped", stop_reason="max_cost", max_cost=Decimal("0.01"))
+    assert "$0.0128 (list prices), past $0.01" in render(told)
+    assert "--max-cost is passed" in render(told, width=200)
+    kept = summary(status="stopped", stop_reason="max_cost", max_cost=Decimal("0.02"))
+    assert "never more than $0.02" in render(kept)
+    assert "Stopped before --max-cost could be passed" in render(kept, width=200)
+
+
 def test_what_failures_and_retries_cost_is_told_apart():
     outcomes = OutcomeFigures(
         Figures(7, Usage(600_000, 400, 600_400), 0, Decimal("0.0113"), Decimal("0.0113")),

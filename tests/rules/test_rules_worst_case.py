@@ -67,6 +67,27 @@ def test_parts_whose_size_the_body_does_not_tell_have_an_allowance():
     assert worst == (500 + 2 * IMAGE_TOKENS + PART_TOKENS) * PROMPT + 100 * COMPLETION
 
 
+def test_a_part_of_no_kind_at_all_is_one_that_we_do_not_know():
+    parts = [{"type": ["text"]}, {"type": {}}, "text", None]
+    worst = CASES.of(body(messages=[{"role": "user", "content": parts}, "text", None]), 500)
+    assert worst == (500 + 4 * PART_TOKENS) * PROMPT + 100 * COMPLETION
+
+
+def test_what_is_nested_deeper_than_can_be_measured_is_refused():
+    value = 1
+    for _ in range(1000):
+        value = [value]
+    with pytest.raises(UnboundedCostError, match="nested too deep"):
+        CASES.check(body(prediction=value))
+
+
+def test_of_two_limits_one_that_is_no_number_bounds_nothing():
+    assert CASES.of(body(max_tokens=5, max_completion_tokens="100000"), 1000) == CASES.of(
+        body(max_tokens=None), 1000
+    )
+    assert CASES.of(body(n=5.0), 1000) == CASES.of(body(n=5), 1000)
+
+
 def test_what_was_predicted_and_not_used_is_billed_on_top():
     predicted = CASES.of(body(prediction={"type": "content", "content": "x" * 500}), 1000)
     assert predicted >= CASES.of(body(), 1000) + 500 * COMPLETION
@@ -81,7 +102,13 @@ def test_what_was_predicted_and_not_used_is_billed_on_top():
         ({"audio": {"voice": "alloy"}}, "sound"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "sound"),
         ({"web_search_options": {}}, "web search"),
-        ({"service_tier": "priority"}, "service tier"),
+        ({"search_parameters": {"mode": "on"}}, "web search"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tool of the provider's own"),
+        ({"service_tier": "priority"}, "service tier 'priority'"),
+        ({"service_tier": ["priority"]}, "a service tier"),
+        ({"n": "5"}, "n that is no whole number"),
+        ({"n": 2.5}, "n that is no whole number"),
+        ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, "sound"),
     ],
 )
 def test_what_has_no_bound_is_refused_and_says_why(fields, why):
@@ -122,6 +149,22 @@ def test_an_answer_costs_what_its_own_model_does_and_one_without_a_price_is_not_
     assert CASES.cost("no-such-model", usage) is None
     assert CASES.cost("", usage) is None
     assert CASES.cost("gpt-4o", Usage(0, 10, 10)) is None, "there is no answer to nothing"
+
+
+@pytest.mark.parametrize(
+    ("model", "usage", "more"),
+    [
+        # The thoughts stand in the total alone.
+        ("gpt-4o-mini", Usage(1000, 10, 1510), 500 * COMPLETION),
+        # The cache stands in the total alone: written at twice the price of a prompt, at most.
+        ("claude-sonnet-4-5", Usage(1000, 10, 1510), 500 * D("6e-6")),
+        ("gpt-4o-mini", Usage(1000, 10, 1010), D(0)),
+        ("gpt-4o-mini", Usage(1000, 10, 7), D(0)),
+        ("no-such-model", Usage(1000, 10, 1510), D(0)),
+    ],
+)
+def test_tokens_in_the_total_alone_may_have_been_billed(model, usage, more):
+    assert CASES.unlisted(model, usage) == more
 
 
 @pytest.mark.parametrize(

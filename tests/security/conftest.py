@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import forked_command
 import pytest
 from acceptance import conftest as acceptance
 from forked_command import ForkedCommand, Forker
 
 command, simulate, record = acceptance.command, acceptance.simulate, acceptance.record
+forker = forked_command.forker
 write_requests, files, until, line = (
     acceptance.write_requests,
     acceptance.files,
@@ -98,12 +100,6 @@ def serve() -> Iterator[Callable[[Answering], RawServer]]:
     """Starts raw servers."""
     with ExitStack() as running:
         yield lambda answer: running.enter_context(acceptance.elsewhere(RawServer(answer)))
-
-
-@pytest.fixture(scope="session")
-def forker() -> Iterator[Forker]:
-    with Forker() as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

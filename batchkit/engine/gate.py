@@ -1,8 +1,9 @@
 """Turns the pacer's seconds into waiting.
 
-Each model has its own pace, so one that is at its limit holds up no other. Requests to a model pass one behind the other, in
-the order they came: whoever stands at the front asks the pacer, so a large request is not overtaken for ever by small ones;
-nor is it by those to other models, where they share a ceiling. While the pacer lets everything pass, nothing is awaited.
+Each model has its own pace, so one that is at its limit holds up no other, until all of the run's workers stand before it: from
+there on the input goes on as fast as that model. Requests to a model pass one behind the other, in the order they came: whoever
+stands at the front asks the pacer, so a large request is not overtaken for ever by small ones; nor is it by those to other
+models, where they share a ceiling. While the pacer lets everything pass, nothing is awaited.
 """
 
 from __future__ import annotations

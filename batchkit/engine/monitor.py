@@ -121,6 +121,8 @@ class Monitor:
             retrying=max(0, waiting - gate.waiting - delivery.unpaid),
             starved=pipeline.starved,
             unpaid=delivery.unpaid,
+            most_in_flight=gate.pacer.most_in_flight,
+            tpm_given=gate.pacer.ceilings.tokens.per_s is not None,
         )
         cost, partial = readings.cost()
         return Gauges(

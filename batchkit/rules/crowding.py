@@ -58,7 +58,8 @@ class Crowd:
 
     def taken(self, began_at: float, level: int) -> bool:
         """An attempt was answered that began with `level` others in flight. Whether that makes a bound known."""
-        if began_at < self._since or level < _NEAR * self._lowest:
+        # Of a low limit, too, the last place counts: at the limit itself next to nothing is taken.
+        if began_at < self._since or level < min(_NEAR * self._lowest, self._lowest - 1):
             return False
         self._answers += 1
         self._beyond += level >= _BEYOND * self._lowest

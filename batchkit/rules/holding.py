@@ -16,19 +16,25 @@ def what_holds(
     retrying: int,
     starved: bool,
     unpaid: int = 0,
+    most_in_flight: int | None = None,
+    tpm_given: bool = False,
 ) -> tuple[str, str]:
     """The word for `events.Gauges.holding` and the sentence to it; both empty when nothing does.
 
-    `at_gate` attempts wait for the pacer, whose rate is `per_s` requests a second, `found` by refusals or given;
+    `at_gate` attempts wait for the pacer, whose rate is `per_s` requests a second, `found` by refusals or given, and which
+    found that the server takes `most_in_flight` at once; None is no such limit. `tpm_given` says that there is one on tokens.
     `paused_s` seconds remain of a pause that the server asked for; `retrying` requests wait to be tried again; `starved`
     says that workers wait for the input; `unpaid` requests wait for those in flight to leave room under `--max-cost`.
     """
     if paused_s >= 1:
         return "server", f"the server asked to wait, {paused_s:.0f} s left"
     if at_gate:
-        if per_s is None:
-            return "limit", "tokens a minute"
-        return "limit", f"{'found' if found else 'given'}: {per_s * 60:,.0f} requests/min"
+        other = tpm_given or per_s is not None
+        if most_in_flight is not None and (in_flight >= most_in_flight or not other):
+            return "limit", f"found: {most_in_flight:,} at once"
+        if per_s is not None:
+            return "limit", f"{'found' if found else 'given'}: {per_s * 60:,.0f} requests/min"
+        return "limit", "tokens a minute" if tpm_given else "none known yet: more start with each answer"
     if unpaid:
         return "cost", f"{unpaid:,} requests wait for room under --max-cost"
     if retrying > in_flight:

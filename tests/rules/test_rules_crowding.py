@@ -1,5 +1,7 @@
 """A limit on how many are in flight, told from one on the rate."""
 
+import pytest
+
 from batchkit.rules.crowding import Crowd
 
 
@@ -15,6 +17,23 @@ def test_refusals_at_one_number_beyond_which_nothing_is_taken_are_a_bound():
     assert not any(refused(crowd, [203, 200, 201, 200, 202, 201, 200]))
     assert [crowd.taken(2.0, 199) for _ in range(40)] == [False] * 39 + [True]
     assert crowd.bound == 200
+
+
+@pytest.mark.parametrize("limit", [1, 2, 10, 24])
+def test_a_bound_so_low_that_one_less_is_far_below_it_is_found_as_well(limit):
+    crowd = Crowd()
+    refused(crowd, [limit] * 8)
+    for _ in range(40):
+        crowd.taken(2.0, limit - 1)
+    assert crowd.bound == limit
+
+
+def test_a_low_number_that_others_pass_is_no_bound():
+    crowd = Crowd()
+    refused(crowd, [4, 3, 5, 6, 3, 4, 7])
+    for level in [2, 2, 2, 3, 3, 4, 5] * 20:
+        assert not crowd.taken(2.0, level)
+    assert crowd.bound is None
 
 
 def test_where_others_are_taken_beyond_the_number_there_is_no_bound():

@@ -313,7 +313,15 @@ class JobRun:
         if spending is not None:
             purse = build_purse(spending, self._worst_cases, stop, clock, monitor, self._authorise)
         gate, delivery = build_delivery(
-            endpoint, settings, self._job_id, stop, clock, monitor, resumed=self._resumed, purse=purse
+            endpoint,
+            settings,
+            self._job_id,
+            stop,
+            clock,
+            monitor,
+            concurrency=concurrency,
+            resumed=self._resumed,
+            purse=purse,
         )
         writer = Writer(
             append=self._append,
@@ -340,6 +348,7 @@ class JobRun:
             limit=settings.limit,
             before=state.done.below(state.index),
             room=writer.room,
+            held=lambda: gate.held,
         )
         monitor.readings = Readings(
             state.tally,

@@ -77,6 +77,7 @@ def build_delivery(
     clock: Clock,
     monitor: Monitor,
     *,
+    concurrency: int,
     resumed: bool = False,
     purse: Purse | None = None,
 ) -> tuple[Gate, Delivery]:
@@ -84,12 +85,12 @@ def build_delivery(
 
     `purse` pays for attempts where the run has a `max_cost`.
     """
-    gate = Gate(Pacer(settings.rpm, settings.tpm), clock, stop)
+    gate = Gate(Pacer(settings.rpm, settings.tpm), clock, stop, concurrency)
     delivery = Delivery(
         endpoint.attempt,
         gate=gate,
         policy=RetryPolicy(settings.max_attempts),
-        budget=RetryBudget(settings.concurrency),
+        budget=RetryBudget(concurrency),
         stop_rule=StopRule(settings.defaults.get("model")),
         tracer=Tracer(job_id, secrets.randbits(64), resumed=resumed),
         stop=stop,

@@ -106,7 +106,9 @@ async def stream(
             job_id = chosen.job_id or new_job_id(time.time())
             concurrency = affordable(chosen.concurrency, monitor)
             purse = await _purse(chosen, address, stop, clock, monitor)
-            gate, delivery = build_delivery(endpoint, chosen, job_id, stop, clock, monitor, purse=purse)
+            gate, delivery = build_delivery(
+                endpoint, chosen, job_id, stop, clock, monitor, concurrency=concurrency, purse=purse
+            )
             pipeline = Pipeline(
                 _batches(requests),
                 parse=lambda item: parse_record(item.record, item.index, chosen.defaults, address=address),
@@ -120,6 +122,7 @@ async def stream(
                 clock=clock,
                 limit=chosen.limit,
                 room=lambda: until_taken() if len(outcomes) >= most else None,
+                held=lambda: gate.held,
             )
             monitor.readings = Readings(
                 tally,

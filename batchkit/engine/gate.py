@@ -1,15 +1,18 @@
 """Turns the pacer's seconds into waiting.
 
-Each model has its own pace, so one that is at its limit holds up no other, until all of the run's workers stand before it: from
-there on the input goes on as fast as that model. Requests to a model pass one behind the other, in the order they came: whoever
-stands at the front asks the pacer, so a large request is not overtaken for ever by small ones; nor is it by those to other
-models, where they share a ceiling. While the pacer lets everything pass, nothing is awaited.
+Each model has its own pace, and one that is at its limit holds up no other: those who wait for it are `held`, and for each of
+them the pipeline lets in another, so many that the gate is also what keeps attempts in flight within the run's concurrency.
+Requests to a model pass one behind the other, in the order they came: whoever stands at the front asks the pacer, so a large
+request is not overtaken for ever by small ones; nor is it by those to other models, where they share a ceiling or wait for a
+place. While the pacer lets everything pass, nothing is awaited.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from math import inf
 from typing import Protocol, TypeVar
 
 import anyio
@@ -27,6 +30,9 @@ _SHORTEST_NAP_S = 0.001
 _MOST_LANES = 1000
 """A file may name as many models as it has lines; those beyond so many share the first one's pace."""
 
+_MOST_HELD = 4096
+_MOST_HELD_BYTES = 64 << 20
+"""What of the input may be read ahead of models at their limits, in requests and in bytes of those that wait."""
 
 T = TypeVar("T")
 
@@ -63,13 +69,15 @@ class SystemClock:
 class _Lane:
     """The requests to one model: their pace, and their queue before the gate."""
 
-    __slots__ = ("forecast", "nap", "pacer", "turn", "waiting")
+    __slots__ = ("forecast", "held", "nap", "pacer", "turn", "waiting")
 
     def __init__(self, pacer: Pacer) -> None:
         self.pacer = pacer
         self.forecast = TokenForecast()
         self.turn = anyio.Lock()
         self.waiting = 0
+        self.held = False
+        """Whether those who wait do so for a limit of their own model."""
         self.nap: anyio.CancelScope | None = None
 
     def expect(self, request: Request) -> float:
@@ -77,15 +85,22 @@ class _Lane:
 
 
 class Gate:
-    """Lets attempts start at the pace of their model. Each model has a pacer as `pacer` is, under the same ceilings."""
+    """Lets attempts start at the pace of their model. Each model has a pacer as `pacer` is, under the same ceilings.
 
-    def __init__(self, pacer: Pacer, clock: Clock, stop: Stop) -> None:
+    At most `concurrency` are in flight, from `admit` to `settle`.
+    """
+
+    def __init__(self, pacer: Pacer, clock: Clock, stop: Stop, concurrency: int = sys.maxsize) -> None:
         self._clock = clock
         self._stop = stop
+        self._places = concurrency
         self._lanes: dict[str | None, _Lane] = {}
         self._first = _Lane(pacer)
         self._ceilings = pacer.ceilings
         self._turn = anyio.Lock()
+        self._placeless: _Lane | None = None
+        self._held = 0
+        self._waiting_bytes = 0
         self.waiting = 0
         """Attempts that stand before the gate."""
 
@@ -99,37 +114,74 @@ class Gate:
         """The pacer of each model that was asked for; None stands for requests that name none."""
         return {model: lane.pacer for model, lane in self._lanes.items()}
 
+    @property
+    def held(self) -> int:
+        """Attempts that wait for the limit of their own model, for each of which one to another model may be let in.
+
+        0 while all are to one model, or when what waits is as much as may be read ahead.
+        """
+        if len(self._lanes) < 2 or self._waiting_bytes > _MOST_HELD_BYTES:
+            return 0
+        return min(self._held, _MOST_HELD)
+
     async def admit(self, request: Request) -> Reservation | None:
         """Wait until an attempt on `request` may start. What is reserved for it, or None when the run is stopping."""
         lane = self._lane(request.model)
-        if not (self.waiting if self._ceilings.given else lane.waiting):
+        if (
+            not (self.waiting if self._ceilings.given else lane.waiting)
+            and self._places > 0
+            and self._placeless is None
+        ):
             now = self._clock.now()
             tokens = lane.expect(request)
             if lane.pacer.reserve(now, tokens) == 0.0:
+                self._places -= 1
                 return lane.pacer.reserved(now, tokens)
-        self.waiting += 1
-        lane.waiting += 1
+        self._waits(lane, 1, len(request.body))
         try:
             async with lane.turn:
                 return await self._pass(request, lane)
         finally:
-            self.waiting -= 1
-            lane.waiting -= 1
+            self._waits(lane, -1, -len(request.body))
+
+    def _waits(self, lane: _Lane, attempts: int, size: int) -> None:
+        self.waiting += attempts
+        lane.waiting += attempts
+        self._waiting_bytes += size
+        if lane.held:
+            self._held += attempts
+
+    def _hold(self, lane: _Lane, *, held: bool) -> None:
+        if lane.held != held:
+            lane.held = held
+            self._held += lane.waiting if held else -lane.waiting
 
     async def _pass(self, request: Request, lane: _Lane) -> Reservation | None:
         """Wait for the pace of the model, then among those at the front of each for what all share."""
         pacer = lane.pacer
         while True:
             while (wait := pacer.wait(self._clock.now(), lane.expect(request))) > 0.0:
+                self._hold(lane, held=pacer.limited)
                 if not await self._nap(lane, wait):
                     return None
+            if lane.waiting == 1:
+                # Not sooner: who comes next would let in anew whom this one sent away.
+                self._hold(lane, held=False)
             async with self._turn:
                 while True:
+                    if self._places <= 0:
+                        self._placeless = lane
+                        awake = await self._nap(lane, inf)
+                        self._placeless = None
+                        if not awake:
+                            return None
+                        continue
                     now = self._clock.now()
                     # Forecast again: while it waited, answers may have told what to expect.
                     tokens = lane.expect(request)
                     wait = pacer.reserve(now, tokens)
                     if wait == 0.0:
+                        self._places -= 1
                         return pacer.reserved(now, tokens)
                     if pacer.wait(now, tokens) > 0.0:
                         # Its own model was refused meanwhile, and holds up no other.
@@ -155,6 +207,7 @@ class Gate:
 
     def settle(self, request: Request, answer: Answer, reserved: Reservation) -> None:
         """Tell the pacer what came of an attempt that `admit` let start."""
+        self._places += 1
         now = self._clock.now()
         lane = self._lane(request.model)
         if isinstance(answer, Failure):
@@ -171,6 +224,8 @@ class Gate:
         if lane.nap is not None and lane.pacer.awaits_answers:
             # Whoever stands at the front may have waited for this one to end.
             lane.nap.cancel()
+        if self._placeless is not None and self._placeless.nap is not None:
+            self._placeless.nap.cancel()
 
     async def sleep(self, seconds: float) -> bool:
         """Wait; False when the run began to stop meanwhile."""

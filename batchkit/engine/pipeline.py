@@ -2,7 +2,8 @@
 
 Workers pull lines from one reader and hand each outcome to the writer by a plain call, so between a line read and a line
 written nothing is queued: what exists at any moment is one piece of the input and one request for each worker. A slow
-endpoint, or a slow disk, is felt by the reader at once.
+endpoint, or a slow disk, is felt by the reader at once. There are as many workers as attempts may be in flight, and one more
+for each whose request is held by a limit of its own model, so that requests to other models are not.
 
 A run begins with one worker. The rest follow when the endpoint has given a first usable answer, or has not said anything
 for two seconds: a refused key costs one request, not one for each worker.
@@ -45,7 +46,8 @@ class Pipeline:
 
     `parse` makes a request of a line; `is_done` tells lines that have their outcome in the output already; `deliver` brings
     a request to its outcome or to None when the run stops; `write` takes the outcome; `room` gives
-    None while the writer has room for another, else what waits until it has. `limit` bounds the requests, counted from the input's
+    None while the writer has room for another, else what waits until it has; `held` gives how many requests wait in `deliver`
+    for what holds up no others. `limit` bounds the requests, counted from the input's
     beginning, of which `before` lie before the first batch.
     """
 
@@ -65,6 +67,7 @@ class Pipeline:
         limit: int | None = None,
         before: int = 0,
         room: Callable[[], Awaitable[None] | None] = lambda: None,
+        held: Callable[[], int] = lambda: 0,
     ) -> None:
         self._batches = batches
         self._parse = parse
@@ -78,6 +81,7 @@ class Pipeline:
         self._clock = clock
         self._left = None if limit is None else limit - before
         self._room = room
+        self._held = held
         self._lines: deque[Item] = deque()
         self._reading = anyio.Lock()
         self._ended = False
@@ -120,7 +124,7 @@ class Pipeline:
             raise self._broke from None
 
     def _begin(self, group: TaskGroup) -> None:
-        if self._workers < self._concurrency:
+        if self._workers < self._concurrency + self._held():
             self._workers += 1
             group.start_soon(self._work, group)
 
@@ -146,6 +150,9 @@ class Pipeline:
                     return
                 self._write(outcome)
                 del self._taken[index]
+                if self._workers > self._concurrency + self._held():
+                    self._workers -= 1
+                    return
         except Exception as error:
             self._broke = self._broke or error
             raise

@@ -154,6 +154,11 @@ class Pacer:
         return self._pace.per_s is not None
 
     @property
+    def limited(self) -> bool:
+        """Whether a limit of this model was found, on its rate or on how many are in flight."""
+        return self._pace.per_s is not None or self._crowd.bound is not None
+
+    @property
     def limit_per_minute(self) -> tuple[float, str] | None:
         """The limit that was found, a minute, in "requests" or "tokens"; None while there is none."""
         if self._limit is None or self._pace.per_s is None:

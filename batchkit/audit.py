@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 from anyio import run_process, to_thread
 
+from batchkit import child
 from batchkit.errors import JobDamaged
 from batchkit.outputs import JobPaths, check_output, read_output
 from batchkit.rules.tally import Tally
@@ -44,10 +45,15 @@ class Audit:
             "errors_bytes": self.errors_bytes,
             "add_up": self.add_up,
         }
-        command = [sys.executable, "-P", "-m", "batchkit.audit"]
         process = None
         with suppress(OSError):
-            process = await run_process(command, input=orjson.dumps(order), check=False)
+            process = await run_process(
+                child.command("batchkit.audit"),
+                input=orjson.dumps(order),
+                check=False,
+                env=child.environment(),
+                start_new_session=True,
+            )
         if process is None or process.returncode:
             # No room for another process, say: then here, where it takes its share of this one's time.
             return await to_thread.run_sync(self.read, abandon_on_cancel=True)

@@ -22,6 +22,7 @@ from typing import IO, Any, Final, Self
 
 import orjson
 
+from batchkit.child import start
 from batchkit.formats.requests import parse_line
 from batchkit.records import BadLine, Line
 from batchkit.rules.estimating import Demand
@@ -108,7 +109,7 @@ class _Processes:
         for _ in range(self._number):
             process = None
             with suppress(OSError):
-                process = _start()
+                process = start("batchkit.counting")
                 self._all.append(process)
                 assert process.stdin is not None
                 _send(process.stdin, orjson.dumps(dict(self._defaults)))
@@ -145,19 +146,6 @@ def _ask(process: subprocess.Popen[bytes], piece: Piece) -> Demand:
     demand = Demand.from_state(orjson.loads(_receive(process.stdout)))
     demand.invalid += len(piece) - len(whole)
     return demand
-
-
-def _start() -> subprocess.Popen[bytes]:
-    # -P and our own path: it finds what runs here, and nothing that lies in the working directory. A session of its own:
-    # a Ctrl-C is meant for us; when we are gone, it has nothing more to read.
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "batchkit.counting"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
 
 
 def main() -> None:

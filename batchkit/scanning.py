@@ -20,6 +20,7 @@ from typing import IO, Final, Self
 
 import orjson
 
+from batchkit.child import start
 from batchkit.formats.results import OutputLine, decode, encode
 from batchkit.outputs import ScannedLines, scan_output
 
@@ -109,16 +110,7 @@ class _OtherEnd:
 
 
 def _start(path: Path, size: int) -> subprocess.Popen[bytes]:
-    # -P and our own path: it finds what runs here, and nothing that lies in the working directory. A session of its own:
-    # a Ctrl-C is meant for us; when we are gone, its next write fails.
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "batchkit.scanning", path, str(size)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
+    return start("batchkit.scanning", str(path), str(size), stdin=subprocess.DEVNULL)
 
 
 def main() -> None:

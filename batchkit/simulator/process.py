@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import orjson
 
+from batchkit.child import start
 from batchkit.errors import RunStopped, UsageError
 from batchkit.simulator.settings import SimulatorSettings
 
@@ -51,7 +52,7 @@ class EmbeddedSimulator:
         return self._process.pid if self._process is not None else None
 
     async def __aenter__(self) -> Self:
-        self._process = process = _start()
+        self._process = process = start("batchkit.simulator", stderr=None)
         try:
             async with asyncio.timeout(_LONGEST_START_S):
                 # A thread, because asyncio's own child processes do not work in every loop and thread.
@@ -101,17 +102,6 @@ class EmbeddedSimulator:
                 process.kill()
                 process.wait()
             process.stdout.close()
-
-
-def _start() -> subprocess.Popen[bytes]:
-    # -P and the parent's own path: the child finds what the parent runs, and nothing that lies in the working directory.
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "batchkit.simulator"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
 
 
 def _greet(process: subprocess.Popen[bytes], settings: SimulatorSettings) -> bytes:

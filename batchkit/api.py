@@ -15,6 +15,7 @@ from typing import Any, TypeVar, Unpack
 import anyio
 
 from batchkit.accounts import build_groups, build_summary
+from batchkit.credentials import Credentials
 from batchkit.engine.stop import Stop
 from batchkit.errors import UsageError
 from batchkit.estimation import estimate_input
@@ -24,7 +25,7 @@ from batchkit.observers.progress import choose as choose_progress
 from batchkit.outputs import JobPaths
 from batchkit.rules.groups import Groups
 from batchkit.rules.pricing import PriceList
-from batchkit.settings import Credentials, RunSettings, Settings
+from batchkit.settings import RunSettings, Settings
 from batchkit.state import JobState, read_state
 from batchkit.store import Store
 

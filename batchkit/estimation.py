@@ -19,6 +19,8 @@ from typing import Any, Final, cast
 import orjson
 
 from batchkit.counting import cores, count_pieces
+from batchkit.credentials import Credentials
+from batchkit.destination import choose_base_url
 from batchkit.errors import UsageError
 from batchkit.formats import estimate as estimate_format
 from batchkit.formats.requests import parse_line
@@ -37,7 +39,7 @@ from batchkit.rules.estimating import (
 from batchkit.rules.pricing import PriceList, cost_of
 from batchkit.rules.sampling import EvenSample, spread
 from batchkit.rules.tally import Tally
-from batchkit.settings import Credentials, RunSettings, Settings, choose_base_url
+from batchkit.settings import RunSettings, Settings
 from batchkit.source import Source
 from batchkit.streaming import stream
 

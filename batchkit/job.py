@@ -18,6 +18,7 @@ import anyio
 
 from batchkit.accounts import build_summary
 from batchkit.audit import Audit
+from batchkit.credentials import Credentials
 from batchkit.endpoint import Endpoint, open_endpoint
 from batchkit.engine.gate import Clock, SystemClock
 from batchkit.engine.monitor import Monitor, Readings
@@ -56,7 +57,7 @@ from batchkit.rules.pricing import PriceList, cost_of
 from batchkit.rules.spending import Spending
 from batchkit.rules.tally import Tally
 from batchkit.rules.tally_state import state_of
-from batchkit.settings import Credentials, Settings
+from batchkit.settings import Settings
 from batchkit.source import InputIdentity, Source
 from batchkit.spent import read_authorised, refuse_unbounded, spent_before
 from batchkit.state import AT_ONCE_BYTES, LEFT_AT_ONCE, JobState, load_for_run, reopen_failures

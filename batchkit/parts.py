@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from decimal import Decimal
 
+from batchkit.credentials import Credentials, keys_within
+from batchkit.destination import choose_base_url, choose_proxy
 from batchkit.endpoint import Endpoint
 from batchkit.engine.delivery import Delivery
 from batchkit.engine.gate import Clock, Gate
@@ -28,7 +30,7 @@ from batchkit.rules.spending import Spending
 from batchkit.rules.stopping import StopRule
 from batchkit.rules.tracing import Tracer
 from batchkit.rules.worst_case import WorstCases
-from batchkit.settings import Credentials, Settings, choose_base_url, choose_proxy, keys_within
+from batchkit.settings import Settings
 from batchkit.simulator.process import EmbeddedSimulator
 from batchkit.version import __version__
 

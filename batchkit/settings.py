@@ -1,30 +1,22 @@
 """Settings: what a run is to do, checked once, with no notion of flags or files they came from.
 
 `Settings` has a field for each flag of `batchkit run`, by the same name; `RunSettings` is the same as a TypedDict, for
-callers who pass keywords. What a run may do as whom, `Credentials`, is kept apart: it comes from the environment, or from
-files that are their owner's alone and that the environment names, and no repr and no message shows it.
+callers who pass keywords. As whom it may do it is kept apart (`batchkit.credentials`), and where (`batchkit.destination`).
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import math
 import os
-import re
-import shlex
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
-from urllib.parse import urlsplit
 
 from batchkit.errors import UsageError
-from batchkit.formats.headers import SHORTEST_KEY
 from batchkit.formats.prices import decode_prices, prices_of
-from batchkit.formats.proxies import Proxy, is_host, keys_of_proxies, proxy_for, proxy_variables
 from batchkit.formats.requests import HEADER_TEXT_CHARS, is_header_text
 from batchkit.records import METADATA_VALUE_CHARS
 from batchkit.rules.retry import DEFAULT_MAX_ATTEMPTS
@@ -32,41 +24,18 @@ from batchkit.rules.retry import DEFAULT_MAX_ATTEMPTS
 __all__ = [
     "DEFAULT_CONCURRENCY",
     "DEFAULT_TIMEOUT_S",
-    "KEY_VARIABLES",
-    "OPENAI_BASE_URL",
-    "PORTKEY_BASE_URL",
-    "Credentials",
     "Progress",
     "RunSettings",
     "Settings",
-    "choose_base_url",
-    "choose_proxy",
-    "keys_within",
     "read_prices",
 ]
 
 DEFAULT_CONCURRENCY = 256
 DEFAULT_TIMEOUT_S = 600.0
-PORTKEY_BASE_URL = "https://api.portkey.ai/v1"
-OPENAI_BASE_URL = "https://api.openai.com/v1"
-KEY_VARIABLES = (
-    "PORTKEY_API_KEY",
-    "PORTKEY_VIRTUAL_KEY",
-    "PORTKEY_PROVIDER_VIRTUAL_KEY",
-    "OPENAI_API_KEY",
-)
-"""Variables that hold a key. Each has a partner with `_FILE` behind its name, which names the file that holds it."""
 Progress = Literal["auto", "bar", "log", "off"]
 
-_LOCAL_ENDINGS = (".localhost", ".local", ".internal")
 _TEXTS = frozenset(("base_url", "model", "job_id", "portkey_config", "portkey_provider", "cache_namespace"))
 _LEAST_DOLLARS, _MOST_DOLLARS = Decimal("1e-12"), 10**12
-_KEY = re.compile(r"[\x21-\x7e]+")
-_KEY_FILE_BYTES = 16 * 1024
-"""More than all headers together may take."""
-_KEY_NAME = re.compile(r"api_?key|access_?key|secret|password|authorization", re.IGNORECASE)
-_NUMERIC = re.compile(r"[0-9.]+|0x[0-9a-f.x]*", re.IGNORECASE)
-"""A host that resolvers read as an IPv4 address in one of its old spellings: 134744072 is 8.8.8.8."""
 
 
 class RunSettings(TypedDict, total=False):
@@ -309,84 +278,6 @@ class Settings:
             raise UsageError(f"{name} is {value!r}; it is a whole number of at least {least}")
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """The keys a run may use, and where their owners say they belong. Read from the environment, and from files it names."""
-
-    portkey_api_key: str | None = field(default=None, repr=False)
-    portkey_virtual_key: str | None = field(default=None, repr=False)
-    openai_api_key: str | None = field(default=None, repr=False)
-    portkey_base_url: str = PORTKEY_BASE_URL
-    openai_base_url: str = OPENAI_BASE_URL
-    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """The variables that name proxies, which a run heeds where `trust_env` says so; they may hold passwords."""
-
-    @classmethod
-    def read(cls, environ: Mapping[str, str]) -> Credentials:
-        """The credentials that an environment holds or names; empty variables count as unset.
-
-        A key stands in its variable, or in the file that the variable with `_FILE` behind its name gives the path of: a
-        regular file of the user's own that nobody else may read, with the key on one line. Raises UsageError, which names
-        the variable or the path and never shows a key, for a file that is not so, for a key that no header can carry, and
-        where both variables are set.
-        """
-        return cls(
-            _key(environ, "PORTKEY_API_KEY"),
-            _key(environ, "PORTKEY_VIRTUAL_KEY") or _key(environ, "PORTKEY_PROVIDER_VIRTUAL_KEY"),
-            _key(environ, "OPENAI_API_KEY"),
-            environ.get("PORTKEY_BASE_URL", "").strip() or PORTKEY_BASE_URL,
-            environ.get("OPENAI_BASE_URL", "").strip() or OPENAI_BASE_URL,
-            proxy_variables(environ),
-        )
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Those that are there."""
-        keys = self.portkey_api_key, self.portkey_virtual_key, self.openai_api_key
-        return tuple(key for key in keys if key is not None)
-
-
-def _key(environ: Mapping[str, str], variable: str) -> str | None:
-    key, path = (environ.get(name, "").strip() for name in (variable, f"{variable}_FILE"))
-    if key and path:
-        raise UsageError(f"{variable} and {variable}_FILE are both set; keep the one that is meant")
-    if path:
-        source = f"the key file {path} ({variable}_FILE)"
-        key = _read_key_file(path, source)
-    elif key:
-        source = variable
-    else:
-        return None
-    if not _KEY.fullmatch(key):
-        raise UsageError(
-            f"{source} holds more than one line or word, or characters that no header can carry; set it anew"
-        )
-    return key
-
-
-def _read_key_file(path: str, source: str) -> str:
-    try:
-        # Looked at is what was opened: a path may be another's file a moment later. A fifo is not waited for.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise UsageError(f"{source} is not a regular file")
-            if status.st_uid != os.geteuid():
-                raise UsageError(f"{source} belongs to another user; a key is read from files of one's own")
-            if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise UsageError(f"{source} is open to others than its owner: chmod 600 {shlex.quote(path)}")
-            content = os.read(descriptor, _KEY_FILE_BYTES)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise UsageError(f"{source} cannot be read: {error.strerror}") from None
-    key = content.decode("ascii", "replace").strip()
-    if not key:
-        raise UsageError(f"{source} is empty")
-    return key
-
-
 def read_prices(path: str | os.PathLike[str]) -> dict[str, dict[str, Decimal]]:
     """The prices in a TOML file. Raises UsageError that names the file, the key and what is expected there."""
     try:
@@ -395,109 +286,6 @@ def read_prices(path: str | os.PathLike[str]) -> dict[str, dict[str, Decimal]]:
         raise UsageError(f"cannot read the price file {path}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"the price file {path}: {error}") from error
-
-
-def keys_within(config: str | None) -> tuple[str, ...]:
-    """The keys that a Portkey config holds where it is JSON: the texts under names such as `api_key`, however deep."""
-    if config is None or not config.startswith("{"):
-        return ()
-    return tuple(_keys_below(json.loads(config)))
-
-
-def _keys_below(value: Any) -> Iterator[str]:
-    if isinstance(value, list):
-        for each in value:
-            yield from _keys_below(each)
-    elif isinstance(value, dict):
-        for name, each in value.items():
-            if isinstance(each, str) and _KEY_NAME.search(name):
-                yield each
-            else:
-                yield from _keys_below(each)
-
-
-def choose_base_url(settings: Settings, credentials: Credentials) -> str:
-    """Where the run sends: the endpoint that was named, else the owner of the key that is there.
-
-    Raises UsageError where nothing says where to send, where a key would leave in clear text, and where one stands in a
-    setting that is written down.
-    """
-    if settings.base_url is not None:
-        base_url = settings.base_url
-    elif credentials.portkey_api_key is not None:
-        base_url = credentials.portkey_base_url
-    elif credentials.openai_api_key is not None:
-        base_url = credentials.openai_base_url
-    else:
-        raise UsageError(
-            "there is no endpoint to send to. Name one with --base-url (http://127.0.0.1:8000/v1, say), or set "
-            "PORTKEY_API_KEY or OPENAI_API_KEY, or try the job for free with --simulate"
-        )
-    _refuse_misplaced_keys(settings, base_url, credentials)
-    return _checked(base_url.rstrip("/"), allow_http=settings.allow_http)
-
-
-def choose_proxy(settings: Settings, credentials: Credentials, base_url: str) -> Proxy | None:
-    """What stands before the endpoint, where the run heeds the environment's proxies; None sends straight there.
-
-    Raises UsageError, which shows no password, for a variable that names no http proxy.
-    """
-    return proxy_for(base_url, credentials.proxies) if settings.trust_env else None
-
-
-def _refuse_misplaced_keys(settings: Settings, base_url: str, credentials: Credentials) -> None:
-    """What a run was started with stands in its output. A config does not, and a virtual key is the name of a provider too."""
-    keys = [credentials.portkey_api_key, credentials.openai_api_key]
-    if settings.trust_env:
-        keys += keys_of_proxies(credentials.proxies)
-    for key in keys:
-        if key is None or len(key) < SHORTEST_KEY:
-            continue
-        if key in base_url:
-            raise UsageError("the base URL holds an API key, which is sent as a header and nowhere else")
-        for each in fields(settings):
-            if each.name != "portkey_config" and key in str(getattr(settings, each.name)):
-                raise UsageError(f"{each.name} holds an API key, which is sent as a header and nowhere else")
-
-
-def _checked(base_url: str, *, allow_http: bool) -> str:
-    """The URL, if it is one to send to. No message repeats it: what stands in a wrong place may be a key."""
-    try:
-        parts = urlsplit(base_url)
-        host = parts.hostname
-        _ = parts.port
-    except ValueError:
-        raise UsageError(
-            "the base URL is not one: its host or its port cannot be read; it looks like https://host/v1"
-        ) from None
-    if parts.username is not None or parts.password is not None:
-        raise UsageError("the base URL holds a user name or password; keys come from the environment alone")
-    if parts.scheme not in ("http", "https") or not host:
-        raise UsageError("the base URL is not one; it looks like https://host/v1")
-    if not is_host(host):
-        raise UsageError("the base URL names a host that no host can be called")
-    if parts.query or parts.fragment:
-        raise UsageError("the base URL ends before any ? or #: /chat/completions is put behind it")
-    if parts.path.endswith("/chat/completions"):
-        raise UsageError("the base URL is the part before /chat/completions; leave that out")
-    if parts.scheme == "http" and not allow_http and not _is_near(host):
-        raise UsageError(
-            f"http to {host} would send requests and keys in clear text; use https, or --allow-http if that is meant"
-        )
-    return base_url
-
-
-def _is_near(host: str) -> bool:
-    """Whether a host is on this machine or a private network, as far as its name tells."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        name = host.removesuffix(".")
-        if _NUMERIC.fullmatch(name):
-            return False
-        return "." not in name or name.endswith(_LOCAL_ENDINGS)
-    address = getattr(address, "ipv4_mapped", None) or address
-    return address.is_loopback or address.is_private or address.is_link_local
 
 
 def _is_unicode(text: str) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, Unpack
 import anyio
 from anyio import to_thread
 
+from batchkit.credentials import Credentials
 from batchkit.endpoint import open_endpoint
 from batchkit.engine.gate import Clock, SystemClock
 from batchkit.engine.monitor import Monitor, Readings
@@ -44,7 +45,7 @@ from batchkit.records import Outcome
 from batchkit.rules.pricing import PriceList
 from batchkit.rules.spending import Spending
 from batchkit.rules.tally import Tally
-from batchkit.settings import Credentials, RunSettings, Settings
+from batchkit.settings import RunSettings, Settings
 
 __all__ = ["stream"]
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import orjson
 
+from batchkit.credentials import keys_within
 from batchkit.errors import UsageError
-from batchkit.settings import Settings, keys_within, read_prices
+from batchkit.settings import Settings, read_prices
 
 __all__ = ["add_estimate_flags", "add_run_flags", "settings_from"]
 

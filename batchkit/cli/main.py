@@ -209,11 +209,11 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from batchkit.api import run_in_loop  # noqa: PLC0415
     from batchkit.cli.args import settings_from  # noqa: PLC0415
+    from batchkit.credentials import Credentials  # noqa: PLC0415
     from batchkit.engine.stop import Stop  # noqa: PLC0415
     from batchkit.job import run_job  # noqa: PLC0415
     from batchkit.observers.progress import choose  # noqa: PLC0415
     from batchkit.outputs import JobPaths  # noqa: PLC0415
-    from batchkit.settings import Credentials  # noqa: PLC0415
 
     settings = settings_from(args, os.environ)
     # A simulated run takes no key, so it needs none that is right.

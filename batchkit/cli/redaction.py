@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+from batchkit.credentials import KEY_VARIABLES, Credentials
 from batchkit.errors import UsageError
 from batchkit.formats.headers import SHORTEST_KEY
 from batchkit.formats.proxies import keys_of_proxies
-from batchkit.settings import KEY_VARIABLES, Credentials
 
 __all__ = ["keys_hidden"]
 

@@ -28,6 +28,7 @@ from batchkit.rules.retry import RetryPolicy
 from batchkit.rules.retry_budget import RetryBudget
 from batchkit.rules.spending import Spending
 from batchkit.rules.stopping import StopRule
+from batchkit.rules.tokens import exact_prompt
 from batchkit.rules.tracing import Tracer
 from batchkit.rules.worst_case import WorstCases
 from batchkit.settings import Settings
@@ -87,7 +88,14 @@ def build_delivery(
 
     `purse` pays for attempts where the run has a `max_cost`.
     """
-    gate = Gate(Pacer(settings.rpm, settings.tpm), clock, stop, concurrency)
+    gate = Gate(
+        Pacer(settings.rpm, settings.tpm),
+        clock,
+        stop,
+        concurrency,
+        # A limit that is given is promised to be kept, which is worth the second and the memory that the tokenizer takes.
+        count_prompt=(lambda _: None) if settings.tpm is None else exact_prompt,
+    )
     delivery = Delivery(
         endpoint.attempt,
         gate=gate,

@@ -80,20 +80,29 @@ class _Lane:
         """Whether those who wait do so for a limit of their own model."""
         self.nap: anyio.CancelScope | None = None
 
-    def expect(self, request: Request) -> float:
-        return self.forecast.tokens(request) if self.pacer.counts_tokens else 0.0
+    def expect(self, request: Request, prompt_tokens: int | None) -> float:
+        return self.forecast.tokens(request, prompt_tokens) if self.pacer.counts_tokens else 0.0
 
 
 class Gate:
     """Lets attempts start at the pace of their model. Each model has a pacer as `pacer` is, under the same ceilings.
 
-    At most `concurrency` are in flight, from `admit` to `settle`.
+    At most `concurrency` are in flight, from `admit` to `settle`. `count_prompt` gives the tokens of a request's prompt, or None
+    where they can only be forecast.
     """
 
-    def __init__(self, pacer: Pacer, clock: Clock, stop: Stop, concurrency: int = sys.maxsize) -> None:
+    def __init__(
+        self,
+        pacer: Pacer,
+        clock: Clock,
+        stop: Stop,
+        concurrency: int = sys.maxsize,
+        count_prompt: Callable[[Request], int | None] = lambda _: None,
+    ) -> None:
         self._clock = clock
         self._stop = stop
         self._places = concurrency
+        self._count_prompt = count_prompt
         self._lanes: dict[str | None, _Lane] = {}
         self._first = _Lane(pacer)
         self._ceilings = pacer.ceilings
@@ -127,20 +136,21 @@ class Gate:
     async def admit(self, request: Request) -> Reservation | None:
         """Wait until an attempt on `request` may start. What is reserved for it, or None when the run is stopping."""
         lane = self._lane(request.model)
+        prompt_tokens = self._count_prompt(request)
         if (
             not (self.waiting if self._ceilings.given else lane.waiting)
             and self._places > 0
             and self._placeless is None
         ):
             now = self._clock.now()
-            tokens = lane.expect(request)
+            tokens = lane.expect(request, prompt_tokens)
             if lane.pacer.reserve(now, tokens) == 0.0:
                 self._places -= 1
                 return lane.pacer.reserved(now, tokens)
         self._waits(lane, 1, len(request.body))
         try:
             async with lane.turn:
-                return await self._pass(request, lane)
+                return await self._pass(request, lane, prompt_tokens)
         finally:
             self._waits(lane, -1, -len(request.body))
 
@@ -156,11 +166,11 @@ class Gate:
             lane.held = held
             self._held += lane.waiting if held else -lane.waiting
 
-    async def _pass(self, request: Request, lane: _Lane) -> Reservation | None:
+    async def _pass(self, request: Request, lane: _Lane, prompt_tokens: int | None) -> Reservation | None:
         """Wait for the pace of the model, then among those at the front of each for what all share."""
         pacer = lane.pacer
         while True:
-            while (wait := pacer.wait(self._clock.now(), lane.expect(request))) > 0.0:
+            while (wait := pacer.wait(self._clock.now(), lane.expect(request, prompt_tokens))) > 0.0:
                 self._hold(lane, held=pacer.limited)
                 if not await self._nap(lane, wait):
                     return None
@@ -178,7 +188,7 @@ class Gate:
                         continue
                     now = self._clock.now()
                     # Forecast again: while it waited, answers may have told what to expect.
-                    tokens = lane.expect(request)
+                    tokens = lane.expect(request, prompt_tokens)
                     wait = pacer.reserve(now, tokens)
                     if wait == 0.0:
                         self._places -= 1

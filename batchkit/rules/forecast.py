@@ -35,11 +35,13 @@ class TokenForecast:
         )
         self.completion_tokens += share * (usage.completion_tokens - self.completion_tokens)
 
-    def tokens(self, request: Request) -> float:
-        """Prompt and completion tokens to reserve for `request`."""
+    def tokens(self, request: Request, prompt_tokens: int | None = None) -> float:
+        """Prompt and completion tokens to reserve for `request`; `prompt_tokens` where they were counted."""
         size = len(request.body)
         if self.answers >= _LEARNED:
             prompt, completion = size * self.prompt_tokens_per_byte, self.completion_tokens
         else:
             prompt, completion = size / 3, float(request.max_tokens or _GUESSED_COMPLETION)
+        if prompt_tokens is not None:
+            prompt = prompt_tokens
         return prompt + (min(completion, request.max_tokens) if request.max_tokens else completion)

@@ -18,7 +18,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["DEFAULT_ENCODING", "PromptCount", "count_prompt", "count_text", "encoding_for"]
+import orjson
+
+from batchkit.records import Request
+
+__all__ = ["DEFAULT_ENCODING", "PromptCount", "count_prompt", "count_text", "encoding_for", "exact_prompt"]
 
 DEFAULT_ENCODING = "o200k_base"
 """What a model is counted with that is not OpenAI's, or not known: close for most of them, exact for none."""
@@ -107,6 +111,14 @@ def count_prompt(body: Mapping[str, Any]) -> PromptCount:
             tokens += _count_json(value, encoding)
             exact = False
     return PromptCount(tokens, exact)
+
+
+def exact_prompt(request: Request) -> int | None:
+    """Tokens of the prompt of `request` where it is known how they are billed, else None; the tables are only read if it may be."""
+    if not encoding_for(request.model)[1]:
+        return None
+    count = count_prompt(orjson.loads(request.body))
+    return count.tokens if count.exact else None
 
 
 def _count_message(message: Any, encoding: str) -> PromptCount:

@@ -122,6 +122,16 @@ async def test_tpm_reserves_the_forecast_and_settles_with_what_was_used():
     assert clock.now() < 1.0
 
 
+async def test_where_a_prompt_can_be_counted_its_tokens_are_reserved_exactly():
+    clock, stop = ManualClock(), Stop()
+    gate = Gate(Pacer(tpm=6000), clock, stop, count_prompt=lambda request: 700 if request.index else None)
+    forecast = await gate.admit(ask(size=300, max_tokens=900))
+    counted = await gate.admit(ask(1, size=300, max_tokens=900))
+    assert forecast is not None
+    assert counted is not None
+    assert (forecast.tokens, counted.tokens) == (pytest.approx(1000), 1600)
+
+
 async def test_a_refusal_holds_everyone_back_for_a_moment():
     clock, stop = ManualClock(), Stop()
     gate = Gate(Pacer(), clock, stop)

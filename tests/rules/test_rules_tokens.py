@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from batchkit.rules.tokens import PromptCount, count_prompt, count_text, encoding_for
+from batchkit.records import Request
+from batchkit.rules.tokens import PromptCount, count_prompt, count_text, encoding_for, exact_prompt
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -186,6 +187,21 @@ def test_a_long_text_is_counted_in_pieces_to_the_same_figure(encoding):
 def test_a_text_without_any_space_is_counted_at_any_length():
     assert count_text("a" * 1_200_000) == 150_000
     assert count_text("") == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "content", "known"),
+    [
+        ("gpt-4o-mini", "a few words", True),
+        ("gpt-4o-mini", [{"type": "image_url", "image_url": {"url": "https://x"}}], False),
+        ("llama-3.3-70b", "a few words", False),
+        (None, "a few words", False),
+    ],
+)
+def test_a_prompt_is_exact_where_it_is_known_how_it_is_billed(model, content, known):
+    body = {"model": model, "messages": [{"role": "user", "content": content}]}
+    count = exact_prompt(Request(0, "a", json.dumps(body).encode(), model))
+    assert count == (count_prompt(body).tokens if known else None)
 
 
 def test_importing_the_rule_reads_no_tables():

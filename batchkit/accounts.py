@@ -22,6 +22,7 @@ def build_summary(state: JobState, prices: PriceList) -> dict[str, Any]:
     tally = state.tally
     cost = cost_of(tally, prices)
     latency = tally.latency
+    bin_s, bins = tally.timeline()
     totals = summary_format.Totals(
         succeeded=tally.succeeded,
         failed=tally.failed,
@@ -68,6 +69,8 @@ def build_summary(state: JobState, prices: PriceList) -> dict[str, Any]:
         maybe_billed=tally.maybe_billed,
         gateway_retries=tally.gateway_retries,
         from_cache=tally.from_cache,
+        bin_s=bin_s,
+        bins=bins,
     )
     return summary_format.build(
         totals,

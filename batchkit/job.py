@@ -21,6 +21,7 @@ from batchkit.audit import Audit
 from batchkit.credentials import Credentials
 from batchkit.endpoint import Endpoint, open_endpoint
 from batchkit.engine.gate import Clock, SystemClock
+from batchkit.engine.limit_news import LimitNews
 from batchkit.engine.monitor import Monitor, Readings
 from batchkit.engine.pipeline import Pipeline
 from batchkit.engine.purse import in_dollars
@@ -341,7 +342,7 @@ class JobRun:
             is_done=state.is_unchanged,
             deliver=delivery.deliver,
             proven=lambda: delivery.proven,
-            write=self._written_by(writer),
+            write=self._written_by(writer, LimitNews(gate, clock)),
             concurrency=concurrency,
             job_id=self._job_id,
             stop=stop,
@@ -393,13 +394,12 @@ class JobRun:
             broke = _first(errors)
         return self._close(stop.cause if broke is None else broke, writer_failed=broke is not None)
 
-    def _written_by(self, writer: Writer) -> Callable[[Outcome], None]:
-        if self._settings.max_failures is None:
-            return writer.write
+    def _written_by(self, writer: Writer, limits: LimitNews) -> Callable[[Outcome], None]:
+        counts_failures = self._settings.max_failures is not None
 
         def write(outcome: Outcome) -> None:
-            writer.write(outcome)
-            if not outcome.succeeded:
+            writer.write(limits.told_with(outcome))
+            if counts_failures and not outcome.succeeded:
                 self._stop_at_most_failures()
 
         return write

@@ -20,12 +20,14 @@ __all__ = [
     "Billed",
     "Failure",
     "FailureKind",
+    "FoundLimit",
     "Line",
     "Outcome",
     "PortkeyFields",
     "Reply",
     "Request",
     "RunHeader",
+    "TimeBin",
     "Trace",
     "Usage",
 ]
@@ -207,6 +209,20 @@ Answer = Reply | Failure
 
 
 @dataclass(frozen=True, slots=True)
+class FoundLimit:
+    """What the server was found to take of one model: requests or tokens a minute, or so many in flight at once.
+
+    `model` is the one that requests name, "" for those that name none. None is no such limit; one that was found before and is
+    None in all three is found no more.
+    """
+
+    model: str
+    requests_per_min: float | None = None
+    tokens_per_min: float | None = None
+    in_flight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a request ended, for good: one line of the output.
 
@@ -216,6 +232,7 @@ class Outcome:
     whose answer never came though the provider may have charged for it, `gateway_retries` what a gateway added to our
     attempts, at least. `billed` are the repeated attempts that gave their usage. `maybe_cost` is the most, in US dollars, that
     attempts whose usage is not known may have cost; it is reckoned by runs with a `max_cost`. `metadata` are the request's.
+    `limits` are those of the run that changed since a line last told of them.
     """
 
     index: int
@@ -232,6 +249,7 @@ class Outcome:
     billed: tuple[Billed, ...] = ()
     maybe_cost: Decimal = Decimal(0)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    limits: tuple[FoundLimit, ...] = ()
 
     @property
     def succeeded(self) -> bool:
@@ -261,3 +279,18 @@ class RunHeader:
     max_cost: Decimal | None = None
     unseen_cost: Decimal = Decimal(0)
     prices: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeBin:
+    """What ended from `start` on, in Unix time, for as long as all bins are: `results`, `failures`, and the `refused` attempts of both.
+
+    `tokens` are those of all answers. `limits` are those that were known then.
+    """
+
+    start: float
+    results: int = 0
+    failures: int = 0
+    refused: int = 0
+    tokens: int = 0
+    limits: tuple[FoundLimit, ...] = ()

@@ -18,7 +18,7 @@ from batchkit.records import RunHeader
 
 __all__ = ["Checkpoint", "Standing", "decode_checkpoint", "decode_standing", "encode_checkpoint"]
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from batchkit.formats.drawing import DRAWING_STYLE, draw_over_time
 from batchkit.formats.summary import amount, cost_in_words, dollars, duration, moment, printable, what_next
 
 __all__ = ["render_html"]
@@ -18,9 +19,10 @@ _MOST_BARS = 12
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #5c6675; --line: #dfe3ea; --page: #f6f7f9; --card: #fff;
-  --good: #2e8b57; --bad: #c8453b; --wait: #b9c0cc; --one: #3a6ea8; --two: #d98e32; }
+  --good: #2e8b57; --bad: #c8453b; --wait: #b9c0cc; --one: #3a6ea8; --two: #d98e32; --three: #8a5cb8; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #98a2b1; --line: #313947; --page: #14181f;
-  --card: #1c222c; --good: #4db37c; --bad: #e2695f; --wait: #465064; --one: #6ea3dc; --two: #e5a756; } }
+  --card: #1c222c; --good: #4db37c; --bad: #e2695f; --wait: #465064; --one: #6ea3dc; --two: #e5a756;
+  --three: #b792e0; } }
 * { box-sizing: border-box; }
 body { margin: 0; padding: 2rem 1rem; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
@@ -55,6 +57,7 @@ def render_html(summary: Mapping[str, Any]) -> str:
         (
             _head(summary),
             _requests(summary),
+            _over_time(summary),
             _models(summary),
             _outcomes(summary),
             _latency(summary),
@@ -66,7 +69,7 @@ def render_html(summary: Mapping[str, Any]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_text(summary['job_id'])} · batchkit</title>\n"
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+        f"<style>{_STYLE}{DRAWING_STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
     )
 
 
@@ -119,6 +122,11 @@ def _requests(summary: Mapping[str, Any]) -> str:
         f'<div class="figures">{cells}</div>\n<p class="done">{bars}</p>\n'
         + "".join(f'<p class="soft">{note}</p>\n' for note in notes),
     )
+
+
+def _over_time(summary: Mapping[str, Any]) -> str:
+    drawn = draw_over_time(summary)
+    return _section("Over time", drawn) if drawn else ""
 
 
 def _models(summary: Mapping[str, Any]) -> str:

@@ -35,7 +35,18 @@ from zlib import crc32
 import orjson
 
 from batchkit.formats.completions import read_answer
-from batchkit.records import Answer, Billed, Failure, FailureKind, Outcome, Reply, RunHeader, Usage
+from batchkit.formats.over_time import LIMITS, whole
+from batchkit.records import (
+    Answer,
+    Billed,
+    Failure,
+    FailureKind,
+    FoundLimit,
+    Outcome,
+    Reply,
+    RunHeader,
+    Usage,
+)
 
 __all__ = [
     "BrokenLineError",
@@ -96,6 +107,8 @@ def encode(line: OutputLine) -> bytes:
         meta["metadata"] = outcome.metadata
     if outcome.billed:
         meta["billed"] = [{"model": each.model, "usage": asdict(each.usage)} for each in outcome.billed]
+    if outcome.limits:
+        meta["limits"] = [_limit_to_json(each) for each in outcome.limits]
     meta["attempts"] = outcome.attempts
     meta["latency_s"] = outcome.latency_s
     meta["finished_at"] = outcome.finished_at
@@ -249,6 +262,7 @@ def decode(line: bytes) -> OutputLine:
             billed=tuple(Billed(each["model"], Usage(**each["usage"])) for each in meta.get("billed", ())),
             maybe_cost=_dollars(meta.get("maybe_cost", "0")),
             metadata=meta.get("metadata", {}),
+            limits=tuple(map(_limit_from_json, meta.get("limits", ()))),
         )
         run = meta.get("run")
         return OutputLine(outcome, meta["job_id"], None if run is None else run_from_json(run))
@@ -295,6 +309,18 @@ def _body_span(line: bytes) -> tuple[int, int]:
         return 0, 0
     start += len(_BODY)
     return start, line.rindex(b'},"error":', start, meta_at)
+
+
+def _limit_to_json(limit: FoundLimit) -> dict[str, Any]:
+    rates = ((name, getattr(limit, name)) for name in LIMITS)
+    return {"model": limit.model, **{name: whole(rate) for name, rate in rates if rate is not None}}
+
+
+def _limit_from_json(written: dict[str, Any]) -> FoundLimit:
+    rates = {name: float(written[name]) for name in LIMITS if name in written}
+    if any(rate <= 0 for rate in rates.values()):
+        raise ValueError(f"{written!r} is no limit")
+    return FoundLimit(str(written["model"]), **rates)
 
 
 def _dollars(written: str) -> Decimal:

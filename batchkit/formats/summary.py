@@ -11,7 +11,7 @@ characters made visible, so that none of them can move the cursor or hide anothe
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,7 +19,8 @@ from typing import Any
 
 import orjson
 
-from batchkit.records import Usage
+from batchkit.formats.over_time import limits_in_words, over_time_to_json, refusals_in_words, sparkline
+from batchkit.records import TimeBin, Usage
 
 __all__ = [
     "Figures",
@@ -85,7 +86,8 @@ class Totals:
     `errors` is code: (count, custom_id of the first). `latency_s` is p50, p90, p99 and max. `known_cost` is in US
     dollars and leaves `unpriced_models` out, `dearest` what one answer cost at most, `maybe_cost` what may have been billed
     besides, at most, `max_cost` the bound that the last run was given, and `batch_cost` what the providers' own batch APIs
-    charge for the same, None where that is not known. Times are Unix times, durations seconds.
+    charge for the same, None where that is not known. Times are Unix times, durations seconds. `bins` tell what ended when, each
+    for `bin_s` seconds.
     """
 
     succeeded: int
@@ -114,6 +116,8 @@ class Totals:
     maybe_billed: int = 0
     gateway_retries: int = 0
     from_cache: int = 0
+    bin_s: float = 0.0
+    bins: Sequence[TimeBin] = ()
 
 
 def build(
@@ -194,6 +198,7 @@ def build(
             "finished_at": totals.finished_at,
             "active_s": round(totals.active_s, 3),
         },
+        **({"over_time": over_time_to_json(totals.bin_s, totals.bins)} if totals.bins else {}),
     }
 
 
@@ -357,6 +362,16 @@ def _rows(summary: Mapping[str, Any]) -> Iterable[tuple[str, list[str]]]:
             "throughput",
             [f"{amount(rates['requests_per_s'])} requests/s", f"{amount(rates['tokens_per_s'])} tokens/s"],
         )
+    if over_time := summary.get("over_time"):
+        drawn, highest = sparkline(over_time)
+        if drawn:
+            rate = f"{amount(highest)} requests/s" if highest >= 1 else f"{amount(60 * highest)} requests/min"
+            yield "over time", [f"{drawn} up to {rate}"]
+        refused = refusals_in_words(over_time, attempts["total"])
+        if found := limits_in_words(over_time):
+            yield "limit found", [*map(printable, found), *(f"refused {part}" for part in refused)]
+        elif refused:
+            yield "refused", refused
     if time["started_at"] is not None:
         yield (
             "time",

@@ -101,17 +101,17 @@ class Runs:
     @property
     def started_at(self) -> float | None:
         """When the first run began; None while nothing ended."""
-        return min((start for start, _ in self._spans()), default=None)
+        return min((start for start, _ in self.spans), default=None)
 
     @property
     def finished_at(self) -> float | None:
         """When a request last ended; None while nothing ended."""
-        return max((last for _, last in self._spans()), default=None)
+        return max((last for _, last in self.spans), default=None)
 
     @property
     def active_s(self) -> float:
         """Seconds at work: of each run from its start to the last request that ended in it."""
-        return sum(last - start for start, last in self._spans())
+        return sum(last - start for start, last in self.spans)
 
     @property
     def simulated(self) -> bool:
@@ -129,7 +129,9 @@ class Runs:
         """The most, in US dollars, that runs may have spent without writing a line of it."""
         return sum_of(run.unseen_cost for run in self.worked)
 
-    def _spans(self) -> list[tuple[float, float]]:
+    @property
+    def spans(self) -> list[tuple[float, float]]:
+        """When the job was at work, as Unix times: from each run's start to the last request that ended in it."""
         spans = [(run.started_at, run.last) for run in self.worked]
         return spans if self.stray is None else [self.stray, *spans]
 

@@ -20,11 +20,12 @@ from decimal import Decimal
 from math import inf
 from typing import Any, Final
 
-from batchkit.records import Failure, Outcome, Reply, RunHeader, Usage
+from batchkit.records import Failure, Outcome, Reply, RunHeader, TimeBin, Usage
 from batchkit.rules.bill import Bill, ModelTotal, OutcomeTotal
 from batchkit.rules.latencies import Latencies, Latency
 from batchkit.rules.money import sum_of
 from batchkit.rules.names import admit
+from batchkit.rules.over_time import OverTime
 from batchkit.rules.runs import Run, Runs
 
 __all__ = ["ErrorTotal", "Tally"]
@@ -55,6 +56,7 @@ class Tally:
         "latencies",
         "maybe_billed",
         "maybe_cost",
+        "over_time",
         "reasons",
         "runs",
         "succeeded",
@@ -77,6 +79,8 @@ class Tally:
         self.latencies = Latencies()
         """Of all that was sent."""
         self.runs = Runs()
+        self.over_time = OverTime()
+        """What ended when, and which limits were found."""
         self.reasons: dict[str, int] = {}
         self.codes: dict[str, list[Any]] = {}
         """Failures by their code: how many, index and custom_id of the first in the input."""
@@ -109,12 +113,14 @@ class Tally:
         if outcome.attempts:
             self.latencies.add(outcome.latency_s)
         self.runs.credit(outcome.finished_at)
+        self.over_time.add(outcome)
 
     def add_superseded(self, outcome: Outcome) -> None:
         """Add what a failure cost that was asked again, a retry of the job's: no request any more, and no error."""
         self._add_attempts(outcome)
         self.bill.add_outcome(outcome, superseded=True)
         self.runs.credit(outcome.finished_at)
+        self.over_time.add(outcome, superseded=True)
 
     def merge(self, other: Tally) -> None:
         """Add all that `other` was told; equal to having been told it, where the two know different runs."""
@@ -128,6 +134,7 @@ class Tally:
         self.bill.merge(other.bill)
         self.latencies.merge(other.latencies)
         self.runs.merge(other.runs)
+        self.over_time.merge(other.over_time)
         self._add_reasons(other.reasons)
         for code, error in other.codes.items():
             name = admit(self.codes, code, MAX_CODES, _add_errors)
@@ -211,6 +218,10 @@ class Tally:
     def active_s(self) -> float:
         """Seconds at work: of each run from its start to the last request that ended in it."""
         return self.runs.active_s
+
+    def timeline(self) -> tuple[float, list[TimeBin]]:
+        """What ended when, in bins of so many seconds; none while nothing ended."""
+        return self.over_time.timeline(self.runs.spans)
 
     @property
     def simulated(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from batchkit.rules.bill import BAND_EDGES, FROM_CACHE, NO_CELL, OUTCOMES, Bill, Cells
 from batchkit.rules.latencies import BUCKETS, Latencies
+from batchkit.rules.over_time import MAX_BINS, MAX_MODELS, MIN_EXPONENT, Found, OverTime
 from batchkit.rules.runs import Run, Runs
 from batchkit.rules.tally import Tally
 
@@ -41,6 +42,14 @@ def state_of(tally: Tally) -> dict[str, Any]:
             "buckets": {str(bucket): count for bucket, count in sorted(tally.latencies.buckets.items())},
         },
         "errors": {code: list(error) for code, error in sorted(tally.codes.items())},
+        "over_time": {
+            "exponent": tally.over_time.exponent,
+            "bins": {str(number): list(cell) for number, cell in sorted(tally.over_time.bins.items())},
+            "limits": {
+                model: {str(number): list(told) for number, told in sorted(found.items())}
+                for model, found in sorted(tally.over_time.found.items())
+            },
+        },
         "stray": list(tally.runs.stray) if tally.runs.stray else None,
         "runs": [
             [run.started_at, run.last, run.simulated, run.in_flight_before, str(run.unseen_cost)]
@@ -76,6 +85,7 @@ def _tally_of(state: Any) -> Tally:
         _text(code): [_count(count), _count(index), _text(example)]
         for code, (count, index, example) in state["errors"].items()
     }
+    tally.over_time = _over_time(state["over_time"])
     runs = [
         Run(_seconds(start), _seconds(last), _flag(simulated), _count(in_flight), _amount(unseen_cost))
         for start, last, simulated, in_flight, unseen_cost in state["runs"]
@@ -137,6 +147,35 @@ def _bucket(value: Any) -> int:
     if bucket not in BUCKETS:
         raise ValueError(f"{value!r} is no bucket")
     return bucket
+
+
+def _over_time(value: Any) -> OverTime:
+    exponent, bins, found = value["exponent"], value["bins"], value["limits"]
+    if (
+        type(exponent) is not int
+        or exponent < MIN_EXPONENT
+        or len(bins) > MAX_BINS
+        or len(found) > MAX_MODELS
+    ):
+        raise ValueError("these are no bins")
+    return OverTime(
+        exponent,
+        {int(number): _bin(cell) for number, cell in bins.items()},
+        {
+            _text(model): {int(number): _found(*told) for number, told in by_bin.items()}
+            for model, by_bin in found.items()
+        },
+    )
+
+
+def _bin(value: Any) -> list[int]:
+    results, failures, refused, tokens = map(_count, value)
+    return [results, failures, refused, tokens]
+
+
+def _found(at: Any, index: Any, *limits: Any) -> Found:
+    requests, tokens, in_flight = map(_seconds, limits)
+    return _seconds(at), _count(index), requests, tokens, in_flight
 
 
 def _cells(value: Any) -> Cells:

@@ -49,6 +49,9 @@ _MOST_PAUSED: Final = 0.25
 """Share of the width that all pauses together may take."""
 _MOST_LINES: Final = 3
 """Limits that are drawn into one panel."""
+_TOO_FAR: Final = 3.0
+"""A limit so many times above all rates is only told, not drawn."""
+_SHOWN_PAUSE: Final = 8.0
 _APART: Final = 74.0
 """Between the middles of two times of day."""
 _TICKS_S: Final = (
@@ -65,6 +68,8 @@ class _Panel:
 
     title: str
     height: int
+    most: float
+    """Up to where it is drawn."""
     areas: tuple[tuple[str, Sequence[float]], ...] = ()
     lines: tuple[Sequence[float | None], ...] = ()
 
@@ -119,21 +124,31 @@ def _panels(over_time: Mapping[str, Any]) -> Iterator[_Panel]:
     limits = _lines(over_time)
     results, ended = rates(over_time, "results"), rates(over_time, "results", "failures")
     a_minute = "requests_per_min" in limits or max(ended) < 1
-    factor = 60.0 if a_minute else 1.0
+    factor, unit = (60.0, "minute") if a_minute else (1.0, "second")
     yield _Panel(
-        f"answers a {'minute' if a_minute else 'second'}",
+        f"answers a {unit}",
         130,
+        _most(factor * top_of(ended), limits.get("requests_per_min", ())),
         (("failures", [factor * rate for rate in ended]), ("results", [factor * rate for rate in results])),
         limits.get("requests_per_min", ()),
     )
     if "tokens_per_min" in limits:
         tokens = [60 * rate for rate in rates(over_time, "tokens")]
-        yield _Panel("tokens a minute", 90, (("results", tokens),), limits["tokens_per_min"])
+        most = _most(top_of(tokens), limits["tokens_per_min"])
+        yield _Panel("tokens a minute", 90, most, (("results", tokens),), limits["tokens_per_min"])
     if "in_flight" in limits:
-        yield _Panel("limit in flight", 50, (), limits["in_flight"])
+        yield _Panel("limit in flight", 50, _most(0.0, limits["in_flight"]), (), limits["in_flight"])
     if any(over_time["refused"]):
         refused = [factor * rate for rate in rates(over_time, "refused")]
-        yield _Panel("refused", 44, (("refused", refused),))
+        yield _Panel(
+            f"refused a {unit}, where their requests ended", 44, max(refused), (("refused", refused),)
+        )
+
+
+def _most(highest: float, lines: Sequence[Sequence[float | None]]) -> float:
+    """Up to where to draw what is `highest` and the lines with it, but for those that would make it too small to see."""
+    values = [value for line in lines for value in line if value is not None]
+    return max([highest, *(value for value in values if not highest or value <= _TOO_FAR * highest)])
 
 
 def _lines(over_time: Mapping[str, Any]) -> dict[str, tuple[Sequence[float | None], ...]]:
@@ -151,7 +166,7 @@ def _legend(over_time: Mapping[str, Any]) -> str:
     if any(over_time["failures"]):
         entries.append(("failures", "failures"))
     if any(over_time["refused"]):
-        entries.append(("refused", "attempts that were refused, where their requests ended"))
+        entries.append(("refused", "refused attempts"))
     count = dict.fromkeys(LIMITS, 0)
     for model, kind, values in most_limited(over_time):
         if count[kind] < _MOST_LINES:
@@ -169,7 +184,7 @@ def _legend(over_time: Mapping[str, Any]) -> str:
 def _panel(panel: _Panel, time: _Time, top: float) -> Iterator[str]:
     base = top + panel.height - 4
     widest = panel.areas[0][1] if panel.areas else ()
-    highest, step = _scale(top_of(widest, panel.lines), panel.height)
+    highest, step = _scale(panel.most, panel.height)
 
     def y(value: float) -> float:
         return base - (panel.height - 10) * min(1.0, value / highest)
@@ -187,8 +202,8 @@ def _panel(panel: _Panel, time: _Time, top: float) -> Iterator[str]:
     yield _line("base", base)
     most = max(widest, default=0.0)
     if most > highest:
-        at = min(_WIDTH - _RIGHT - 60, time.x[list(widest).index(most)] + time.bin + 3)
-        yield f'<text class="small" x="{at:.1f}" y="{y(highest) + 4:.1f}">↑ {_figure(most)}</text>'
+        x = min(_WIDTH - _RIGHT - 60, time.x[list(widest).index(most)] + time.bin + 3)
+        yield f'<text class="small" x="{x:.1f}" y="{y(highest) + 13:.1f}">↑ {_figure(most)}</text>'
 
 
 def _line(kind: str, y: float) -> str:
@@ -220,10 +235,10 @@ def _steps(
 
 def _scale(most: float, height: int) -> tuple[float, float]:
     """A round number that is no less than `most`, and the step between the lines below it."""
-    wanted = max(1, height // 40)
-    rough = (most or 1.0) / wanted
+    rough = (most or 1.0) / max(1, height // 40)
     size = 10.0 ** floor(log10(rough))
-    step = next(size * round_ for round_ in (1, 2, 2.5, 5, 10) if size * round_ >= rough * 0.999)
+    round_ = (1, 2, 2.5, 5, 10) if height > 60 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+    step = next(size * each for each in round_ if size * each >= rough * 0.999)
     return step * (ceil(most / step) or 1), step
 
 
@@ -239,11 +254,9 @@ def _pauses(time: _Time, bottom: float) -> Iterator[str]:
     for before, after in zip(time.stretches, time.stretches[1:], strict=False):
         seconds = time.start[after[0]] - time.start[before[-1]] - time.width_s
         x = time.x[after[0]] - time.pause / 2
-        yield (
-            f'<g><title>nothing was at work for {duration(seconds)}</title><rect class="bin" x="{x - time.pause / 2:.1f}" '
-            f'y="20" width="{time.pause:.1f}" height="{bottom - 20:g}"/>'
-            f'<line class="pause" x1="{x:.1f}" x2="{x:.1f}" y1="20" y2="{bottom:g}"/></g>'
-        )
+        if time.pause >= _SHOWN_PAUSE:
+            yield f'<line class="pause" x1="{x:.1f}" x2="{x:.1f}" y1="26" y2="{bottom:g}"/>'
+        yield _hint(x - time.pause / 2, time.pause, bottom, f"nothing was at work for {duration(seconds)}")
 
 
 def _axis(time: _Time, bottom: float) -> Iterator[str]:
@@ -298,7 +311,12 @@ def _hints(over_time: Mapping[str, Any], time: _Time, bottom: float) -> Iterator
         told += [
             f"{count:,} {word}" for count, word in ((failures, "failures"), (refused, "refused")) if count
         ]
-        yield (
-            f'<rect class="bin" x="{x:.1f}" y="20" width="{time.bin:.1f}" height="{bottom - 20:g}">'
-            f"<title>{moment(start)}, {amount(time.width_s)} s: {', '.join(told)}</title></rect>"
-        )
+        when = f"{moment(start)}, {amount(time.width_s)} s"
+        yield _hint(x, time.bin, bottom, f"{when}: {', '.join(told)}")
+
+
+def _hint(x: float, width: float, bottom: float, words: str) -> str:
+    return (
+        f'<rect class="bin" x="{x:.1f}" y="26" width="{width:.1f}" height="{bottom - 26:g}">'
+        f"<title>{words}</title></rect>"
+    )

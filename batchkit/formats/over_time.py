@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import ceil
-from statistics import median, quantiles
 from typing import Any, Final
 
 from batchkit.records import FoundLimit, TimeBin
@@ -45,6 +44,9 @@ _PAUSE: Final = "┆"
 _MOST_BLOCKS: Final = 60
 FEWEST_BINS: Final = 3
 """A picture of less is none."""
+_MOST_PAUSES: Final = 12
+"""With more of them their marks would be most of the line."""
+_TOWERING: Final = 3.0
 _MOST_LIMITS: Final = 3
 _NAME_CHARS: Final = 60
 
@@ -73,7 +75,7 @@ def over_time_to_json(width_s: float, bins: Sequence[TimeBin]) -> dict[str, Any]
 
 def whole(value: float) -> float:
     """`value` as an integer where it is one, so that JSON has no `.0` behind it."""
-    return int(value) if value.is_integer() else value
+    return int(value) if value == int(value) else value
 
 
 def _values(limit: FoundLimit) -> Iterator[tuple[str, float]]:
@@ -96,18 +98,16 @@ def rates(over_time: Mapping[str, Any], *counts: str) -> list[float]:
     return [sum(each) / width for each in zip(*(over_time[count] for count in counts), strict=True)]
 
 
-def top_of(values: Sequence[float], lines: Sequence[Sequence[float | None]] = ()) -> float:
-    """Up to where to draw: all of it, but for single values far above the rest.
+def top_of(values: Sequence[float]) -> float:
+    """Up to where to draw `values`: all of them, but for few that are far above the rest.
 
     A full bucket of requests, taken at once in the first second, would else flatten all that follows.
     """
-    usual = [value for value in values if value > 0]
-    highest = max(usual, default=0.0)
-    limits = [median(known) for line in lines if (known := [value for value in line if value is not None])]
-    if len(usual) > 1:
-        usual_top = 1.5 * quantiles(usual, n=10, method="inclusive")[-1]
-        highest = highest if highest <= 2 * usual_top else usual_top
-    return max(highest, *(1.1 * limit for limit in limits), 0.0)
+    usual = sorted(value for value in values if value > 0)
+    if not usual:
+        return 0.0
+    nine_tenths = usual[9 * (len(usual) - 1) // 10]
+    return usual[-1] if usual[-1] <= _TOWERING * nine_tenths else _TOWERING / 2 * nine_tenths
 
 
 def sparkline(over_time: Mapping[str, Any]) -> tuple[str, float]:
@@ -116,13 +116,14 @@ def sparkline(over_time: Mapping[str, Any]) -> tuple[str, float]:
     if len(ended) < FEWEST_BINS:
         return "", 0.0
     parts = stretches(over_time)
-    together = -(-len(ended) // max(1, _MOST_BLOCKS - len(parts)))
+    together = ceil(len(ended) / (_MOST_BLOCKS - _MOST_PAUSES))
     drawn = [
         [sum(ended[at] for at in piece) / len(piece) for piece in _pieces(part, together)] for part in parts
     ]
     every = [rate for part in drawn for rate in part]
     top = top_of(every)
-    line = _PAUSE.join("".join(_block(rate / top) for rate in part) for part in drawn) if top else ""
+    pause = _PAUSE if len(parts) <= _MOST_PAUSES else ""
+    line = pause.join("".join(_block(rate / top) for rate in part) for part in drawn) if top else ""
     return line, max(every)
 
 
@@ -145,12 +146,23 @@ def most_limited(over_time: Mapping[str, Any]) -> list[tuple[str, str, list[floa
 
 
 def _last(values: Sequence[float | None]) -> float:
-    return next((value for value in reversed(values) if value is not None), 0.0)
+    return values[_last_place(values)] or 0.0
+
+
+def _last_place(values: Sequence[float | None]) -> int:
+    return max(place for place, value in enumerate(values) if value is not None)
 
 
 def limits_in_words(over_time: Mapping[str, Any]) -> list[str]:
-    """The limits that were found last, as `480 requests/min (gpt-4o-mini)`, the largest few."""
-    found = [limit_in_words(model, kind, _last(values)) for model, kind, values in most_limited(over_time)]
+    """The limits that each model was last found to have, as `480 requests/min (gpt-4o-mini)`, the largest few."""
+    latest: dict[str, int] = {}
+    for model, _, values in most_limited(over_time):
+        latest[model] = max(latest.get(model, 0), _last_place(values))
+    found = [
+        limit_in_words(model, kind, _last(values))
+        for model, kind, values in most_limited(over_time)
+        if _last_place(values) == latest[model]
+    ]
     more = len(found) - _MOST_LIMITS
     return found if more <= 0 else [*found[:_MOST_LIMITS], f"{more} more"]
 

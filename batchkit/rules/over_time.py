@@ -25,6 +25,9 @@ MIN_EXPONENT: Final = -2
 """No bin is shorter than a quarter of a second."""
 _SHORT_PAUSE: Final = 0.05
 """A pause between two runs is told as one in which nothing ended, up to this share of the time at work; else by no bins at all."""
+_FINE: Final = 48
+_TELLING: Final = 10
+"""More than so many bins only if so many requests ended in each: fewer show chance, and no rate."""
 _NEWS: Final = 0.05
 _RATE_LIMITED: Final = FailureKind.RATE_LIMITED.value
 _OVERLOADED: Final = FailureKind.OVERLOADED.value
@@ -117,7 +120,8 @@ class OverTime:
         spans = _bridged(runs)
         told = OverTime(self.exponent)
         told.merge(self)
-        while len(numbers := told._numbers(spans)) > MAX_BINS:
+        ended = sum(results + failures for results, failures, *_ in self.bins.values())
+        while len(numbers := told._numbers(spans)) > min(MAX_BINS, max(_FINE, ended / _TELLING)):
             told._widen(told.exponent + 1)
         starts = [start for start, _ in runs]
         width = 1.0 / told._per_s

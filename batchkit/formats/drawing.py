@@ -28,7 +28,7 @@ from batchkit.formats.summary import amount, duration, moment, printable
 __all__ = ["DRAWING_STYLE", "draw_over_time"]
 
 DRAWING_STYLE: Final = """
-.results { fill: var(--one); } .failures { fill: var(--bad); } .refused { fill: var(--two); }
+.results { fill: var(--area); } .failures { fill: var(--bad); } .refused { fill: var(--two); }
 .limit { fill: none; stroke-width: 2; } .l0 { stroke: var(--two); } .l1 { stroke: var(--three); } .l2 { stroke: var(--good); }
 .grid { stroke: var(--line); } .base { stroke: var(--soft); } .pause { stroke: var(--soft); stroke-dasharray: 2 3; }
 svg .small { font-size: 11px; fill: var(--soft); } svg .mid { text-anchor: middle; } svg .end { text-anchor: end; }
@@ -37,7 +37,7 @@ svg .small { font-size: 11px; fill: var(--soft); } svg .mid { text-anchor: middl
 .legend i { display: inline-block; width: .7rem; height: .7rem; margin-right: .35rem; }
 .legend .line { width: 1.2rem; height: 0; border-top: 2px solid; vertical-align: .25rem; }
 .legend .l0 { border-color: var(--two); } .legend .l1 { border-color: var(--three); } .legend .l2 { border-color: var(--good); }
-.legend .results { background: var(--one); } .legend .failures { background: var(--bad); }
+.legend .results { background: var(--area); } .legend .failures { background: var(--bad); }
 .legend .refused { background: var(--two); }
 """
 
@@ -273,10 +273,10 @@ def _axis(time: _Time, bottom: float) -> Iterator[str]:
         # The first and the last would reach beyond the drawing.
         place = "mid" if x - _LEFT > _APART / 2 else ""
         place = "end" if x > _WIDTH - _APART / 2 else place
-        clock = f"{moment_:%H:%M:%S}" if step < 60 else f"{moment_:%H:%M}"
+        clock = f"{moment_:%H:%M:%S}" if step < 60 else f"{moment_:%H:%M}" if step < _DAY_S else today
         yield f'<line class="base" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom - 4:g}" y2="{bottom:g}"/>'
         yield f'<text class="small {place}" x="{x:.1f}" y="{bottom + 12:g}">{clock}</text>'
-        if today != date:
+        if today not in (date, clock):
             yield f'<text class="small {place}" x="{x:.1f}" y="{bottom + 26:g}">{today}</text>'
             date = today
 

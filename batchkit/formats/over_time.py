@@ -75,7 +75,7 @@ def over_time_to_json(width_s: float, bins: Sequence[TimeBin]) -> dict[str, Any]
 
 def whole(value: float) -> float:
     """`value` as an integer where it is one, so that JSON has no `.0` behind it."""
-    return int(value) if value == int(value) else value
+    return int(value) if abs(value) < 2**53 and value == int(value) else value
 
 
 def _values(limit: FoundLimit) -> Iterator[tuple[str, float]]:

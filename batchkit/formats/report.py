@@ -19,10 +19,10 @@ _MOST_BARS = 12
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #5c6675; --line: #dfe3ea; --page: #f6f7f9; --card: #fff;
-  --good: #2e8b57; --bad: #c8453b; --wait: #b9c0cc; --one: #3a6ea8; --two: #d98e32; --three: #8a5cb8; }
+  --good: #2e8b57; --bad: #c8453b; --wait: #b9c0cc; --one: #3a6ea8; --two: #d98e32; --three: #7b3fb5; --area: #a9c6e6; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #98a2b1; --line: #313947; --page: #14181f;
   --card: #1c222c; --good: #4db37c; --bad: #e2695f; --wait: #465064; --one: #6ea3dc; --two: #e5a756;
-  --three: #b792e0; } }
+  --three: #c9a5f0; --area: #3d628c; } }
 * { box-sizing: border-box; }
 body { margin: 0; padding: 2rem 1rem; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }

@@ -28,6 +28,7 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import repeat
+from math import inf
 from operator import itemgetter
 from typing import Any, Final
 from zlib import crc32
@@ -318,7 +319,7 @@ def _limit_to_json(limit: FoundLimit) -> dict[str, Any]:
 
 def _limit_from_json(written: dict[str, Any]) -> FoundLimit:
     rates = {name: float(written[name]) for name in LIMITS if name in written}
-    if any(rate <= 0 for rate in rates.values()):
+    if not all(0 < rate < inf for rate in rates.values()):
         raise ValueError(f"{written!r} is no limit")
     return FoundLimit(str(written["model"]), **rates)
 

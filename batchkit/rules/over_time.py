@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from math import floor
 from typing import Final
 
-from batchkit.records import FailureKind, FoundLimit, Outcome, TimeBin
+from batchkit.records import FailureKind, FoundLimit, Outcome, Reply, TimeBin
 
 __all__ = ["MAX_BINS", "MAX_MODELS", "MIN_EXPONENT", "Found", "OverTime", "is_news"]
 
@@ -84,8 +84,9 @@ class OverTime:
         if cell is None:
             cell = self.bins[at] = [0, 0, 0, 0]
         if not superseded:
-            cell[0 if outcome.succeeded else 1] += 1
-        cell[2] += refused
+            cell[0 if isinstance(answer, Reply) else 1] += 1
+        if refused:
+            cell[2] += refused
         cell[3] += tokens
         for limit in outcome.limits:
             told = (

@@ -1,10 +1,13 @@
 import re
 from decimal import Decimal
 from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
 
 from batchkit.formats.report import render_html
 from batchkit.formats.summary import Figures, ModelFigures, OutcomeFigures, Totals, build
-from batchkit.records import Usage
+from batchkit.records import FoundLimit, TimeBin, Usage
 
 EVIL = "<script>alert(1)</script>\"'&\u202e\x1b"
 
@@ -86,6 +89,8 @@ def test_nothing_that_came_from_outside_is_markup():
                 models={EVIL: ModelFigures(1, Usage(1, 1, 2), None)},
                 unpriced_models=(EVIL,),
                 errors={EVIL: (1, EVIL)},
+                bin_s=1.0,
+                bins=[TimeBin(float(at), 1, limits=(FoundLimit(EVIL, 60.0),)) for at in range(3)],
             ),
             job_id=EVIL,
             status=EVIL,
@@ -97,7 +102,7 @@ def test_nothing_that_came_from_outside_is_markup():
     assert "script" not in {tag for tag, _ in read.tags}
     assert "\x1b" not in html
     assert "\u202e" not in html
-    assert read.text.count("alert(1)") >= 6
+    assert read.text.count("alert(1)") >= 7
 
 
 def test_bars_are_as_long_as_their_shares():
@@ -160,3 +165,137 @@ def test_many_models_all_stand_in_the_table_but_not_all_in_the_chart():
     _, read = page(models=models, unpriced_models=(), latency_s=None)
     assert sum(tag == "rect" for tag, _ in read.tags) == 24
     assert all(name in read.text for name in models)
+
+
+# --- over time -----------------------------------------------------------------------------------------------------
+
+NOON = 1763812800.0
+
+
+def course(seconds, *, width=1.0, start=NOON, limits=(), **counts):
+    counts = counts or {"results": 8}
+    return [TimeBin(start + at * width, limits=tuple(limits), **counts) for at in range(seconds)]
+
+
+def drawn(bins, width=1.0):
+    """The drawing's shapes by their class, and what is written in and above it."""
+    html, _ = page(bin_s=width, bins=bins)
+    start = html.find("<h2>Over time</h2>")
+    if start < 0:
+        return {}, ""
+    part = Page(html[start : html.index("</section>", start)])
+    shapes = {}
+    for tag, attrs in part.tags:
+        if tag in {"path", "line", "rect"}:
+            shapes.setdefault(attrs["class"], []).append(attrs)
+    return shapes, part.text
+
+
+def corners(path):
+    """Where the steps of a path are: lists of x and y."""
+    return ([float(each) for each in re.findall(rf"{axis}(-?[0-9.]+)", path["d"])] for axis in "HV")
+
+
+def test_a_job_is_drawn_with_its_rate_its_limits_and_its_refusals():
+    bins = course(20, results=7, failures=1, refused=2, limits=[FoundLimit("gpt-4o-mini", 480.0)])
+    shapes, text = drawn(bins)
+    assert set(shapes) == {"results", "failures", "refused", "limit l0", "grid", "base", "bin"}
+    assert len(shapes["bin"]) == 20
+    for words in ("limit found: 480 requests/min (gpt-4o-mini)", "answers a minute", "refused a minute", "UTC", "12:00:00", "12:00:10", "Nov 22",
+                  "2025-11-22 12:00:05 UTC, 1.00 s: 7 results, 1 failures, 2 refused"):  # fmt: skip
+        assert words in text
+
+
+def test_areas_and_limits_are_drawn_to_one_scale():
+    bins = course(10, results=8, limits=[FoundLimit("m", 480.0)])
+    bins[4:] = course(6, start=NOON + 4, results=4, limits=[FoundLimit("m", 240.0)])
+    shapes, _ = drawn(bins)
+    _, area = corners(shapes["results"][0])
+    _, limit = corners(shapes["limit l0"][0])
+    base = area[-1]
+    # 8 a second are 480 a minute, so both are on one height, and the limit falls by half with the rate.
+    assert area[0] == float(shapes["limit l0"][0]["d"].partition(" ")[2].partition("H")[0])
+    assert area[4] == limit[-1]
+    assert abs((base - area[4]) / (base - area[0]) - 0.5) < 0.01
+
+
+def test_time_goes_from_left_to_right_and_fills_the_drawing():
+    right, _ = corners(drawn(course(30))[0]["results"][0])
+    assert right == sorted(right)
+    assert right[-1] == 696.0
+
+
+def test_a_pause_between_runs_is_a_cut_that_says_how_long():
+    shapes, text = drawn(course(10) + course(10, start=NOON + 86400))
+    assert len(shapes["pause"]) == 1
+    assert "nothing was at work for 23 h 59 min" in text
+    assert "Nov 22" in text
+    assert "Nov 23" in text
+    assert shapes["results"][0]["d"].count("M") == 2
+
+
+def test_the_pauses_of_many_runs_leave_room_for_what_they_keep_apart():
+    bins = [each for day in range(120) for each in course(1, start=NOON + day * 86400)]
+    shapes, _ = drawn(bins)
+    assert "pause" not in shapes
+    widths = [float(attrs["width"]) for attrs in shapes["bin"]]
+    assert min(widths) > 1
+    assert max(widths) == 4.0
+
+
+def test_each_kind_of_limit_has_its_own_picture():
+    limits = [FoundLimit("a", None, 30_000.0), FoundLimit("b", None, None, 20.0)]
+    shapes, text = drawn(course(10, results=8, tokens=450, limits=limits))
+    assert len(shapes["results"]) == 2
+    assert len(shapes["limit l0"]) == 2
+    assert "answers a second" in text
+    assert "tokens a minute" in text
+    assert "limit found: 20 in flight (b)" in text
+
+
+def test_of_many_limits_the_largest_are_drawn():
+    limits = [FoundLimit(f"m{number}", 100.0 * number) for number in range(1, 7)]
+    shapes, text = drawn(course(10, results=8, limits=limits))
+    assert {"limit l0", "limit l1", "limit l2"} == {name for name in shapes if name.startswith("limit")}
+    assert "m6" in text
+    assert "m3" not in text
+    assert "3 more limits" in text
+
+
+def test_a_burst_does_not_flatten_what_follows():
+    bins = course(1, results=400) + course(40, start=NOON + 1, results=8)
+    shapes, text = drawn(bins)
+    _, area = corners(shapes["results"][0])
+    assert (area[-1] - area[1]) > 0.5 * (area[-1] - area[0])
+    assert "↑ 400" in text
+
+
+def test_a_limit_far_above_all_rates_is_told_and_not_drawn():
+    shapes, text = drawn(course(10, results=1, limits=[FoundLimit("m", 60_000.0)]))
+    assert shapes["limit l0"][0]["d"] == ""
+    assert "limit found: 60,000 requests/min (m)" in text
+
+
+def test_too_little_is_not_drawn():
+    assert drawn([]) == ({}, "")
+    assert drawn(course(2)) == ({}, "")
+
+
+@pytest.mark.parametrize(
+    ("width", "bins", "words"),
+    [
+        (0.25, 12, ["12:00:00", "12:00:01", "12:00:02"]),
+        (4.0, 120, ["12:00", "12:01", "12:07"]),
+        (4096.0, 64, ["12:00", "Nov 22", "Nov 23", "Nov 24", "Nov 25"]),
+        (2.0**20, 100, ["Dec 18", "May 7", "Sep 24"]),
+    ],
+)
+def test_times_of_day_fit_the_length_of_the_job(width, bins, words):
+    start = NOON // width * width
+    shapes, text = drawn(course(bins, width=width, start=start), width)
+    assert shapes["results"]
+    for each in words:
+        assert each in text
+    stands = [float(attrs["x1"]) for attrs in shapes["base"] if attrs["x1"] == attrs["x2"]]
+    assert 1 < len(stands) < 12
+    assert all(later - earlier >= 60 for earlier, later in pairwise(stands[1:]))

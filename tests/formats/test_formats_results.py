@@ -25,7 +25,7 @@ from batchkit.formats.results import (
     run_to_json,
     scan_lines,
 )
-from batchkit.records import Billed, Failure, FailureKind, Outcome, Reply, RunHeader, Usage
+from batchkit.records import Billed, Failure, FailureKind, FoundLimit, Outcome, Reply, RunHeader, Usage
 
 TRAPS = [
     ',"batchkit":{"index":7,"x":1',
@@ -146,6 +146,15 @@ outcomes = st.builds(
     st.dictionaries(
         texts | st.sampled_from(["run", "batchkit", "index", "error", "crc32"]), texts, max_size=3
     ),
+    st.lists(
+        st.builds(
+            FoundLimit,
+            texts | st.sampled_from(["run", "batchkit"]),
+            st.none() | st.sampled_from([480.0, 1e18, 0.001]),
+            in_flight=st.none() | st.integers(1, 9),
+        ),
+        max_size=2,
+    ).map(tuple),
 )
 lines = st.builds(OutputLine, outcomes, texts, st.none() | headers)
 
@@ -192,6 +201,25 @@ def test_a_flipped_bit_is_found_in_its_line_by_a_scan_and_by_a_check():
                 with pytest.raises(BrokenLineError, match="checksum") as broken:
                     look([written[0], bytes(flipped), written[2]])
                 assert broken.value.at == 1, (place, bit)
+
+
+def test_a_limit_stands_in_its_line_with_the_model_it_is_of():
+    found = FoundLimit("gpt-4o-mini", 480.0), FoundLimit("", None, 2.5, 20)
+    own = json.loads(encode(replace(LINE, outcome=replace(OUTCOME, limits=found))))["batchkit"]
+    assert json.dumps(own["limits"]) == (
+        '[{"model": "gpt-4o-mini", "requests_per_min": 480}, {"model": "", "tokens_per_min": 2.5, "in_flight": 20}]'
+    )
+    assert "limits" not in json.loads(encode(LINE))["batchkit"]
+
+
+@pytest.mark.parametrize("limit", ['{"model":"m","in_flight":0}', '{"in_flight":1}', '{"model":"m","in_flight":[]}', "1",
+                                   '{"model":"m","requests_per_min":-5}'])  # fmt: skip
+def test_a_limit_that_is_none_is_no_line_of_ours(limit):
+    written = encode(replace(LINE, outcome=replace(OUTCOME, limits=(FoundLimit("m", in_flight=7),))))[:-1]
+    covered = written.replace(b'{"model":"m","in_flight":7}', limit.encode()).decode()
+    assert limit in covered
+    with pytest.raises(BrokenLineError, match="it is not a line of batchkit's"):
+        decode(sealed(covered.rpartition(',"crc32"')[0]))
 
 
 @pytest.mark.parametrize("amount", ["-1", "NaN", "Infinity", "much", ""])

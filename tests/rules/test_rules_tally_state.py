@@ -18,6 +18,10 @@ def models(**outcomes):
     return {"results": {}, "failures": {}, "retries": {}, **outcomes}
 
 
+def over_time(**change):
+    return {"exponent": -2, "bins": {}, "limits": {}, **change}
+
+
 @pytest.mark.parametrize(
     "state",
     [
@@ -41,6 +45,16 @@ def models(**outcomes):
         spoiled(latency={"max": 1, "buckets": {"x": 1}}),
         spoiled(by_reason={3: 1}),
         spoiled(stray=[float("nan"), 1]),
+        spoiled(over_time=None),
+        spoiled(over_time=over_time(exponent=-3)),
+        spoiled(over_time=over_time(exponent=1.0)),
+        spoiled(over_time=over_time(bins={"x": [0, 0, 0, 0]})),
+        spoiled(over_time=over_time(bins={"1": [0, 0, 0]})),
+        spoiled(over_time=over_time(bins={"1": [0, 0, 0, -1]})),
+        spoiled(over_time=over_time(bins={str(number): [1, 0, 0, 0] for number in range(121)})),
+        spoiled(over_time=over_time(limits={"m": {"1": [1.0, 0, 480.0, 0.0]}})),
+        spoiled(over_time=over_time(limits={"m": {"1": ["x", 0, 480.0, 0.0, 0.0]}})),
+        spoiled(over_time=over_time(limits={str(number): {} for number in range(21)})),
         spoiled(errors={"a": [1, 2]}),
         spoiled(errors={"a": [1, 2, 3]}),
         spoiled(runs=[[5, 6, False]]),

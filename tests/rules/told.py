@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from batchkit.records import Billed, Failure, FailureKind, Outcome, Reply, RunHeader, Usage
+from batchkit.records import Billed, Failure, FailureKind, FoundLimit, Outcome, Reply, RunHeader, Usage
 from batchkit.rules.tally import Tally
 
 
@@ -65,10 +65,13 @@ outcomes = st.builds(
     st.integers(0, 5),
     st.floats(0, 1e7),
     st.floats(0, 200),
-    st.dictionaries(names, st.integers(1, 5), max_size=3),
+    st.dictionaries(names | st.sampled_from(["rate_limited", "overloaded"]), st.integers(1, 5), max_size=3),
     maybe_billed=st.integers(0, 3),
     gateway_retries=st.integers(0, 3),
     billed=st.lists(st.builds(Billed, names, usages.filter(bool)), max_size=2).map(tuple),
     maybe_cost=st.decimals(0, 1, places=9),
     metadata=st.dictionaries(st.just("team"), st.sampled_from(["a", "b", "c", "d", "(none)", "(other)"])),
+    limits=st.sampled_from(
+        [(), (FoundLimit("a", 60.0),), (FoundLimit("b"), FoundLimit("a", in_flight=20.0))]
+    ),
 )

@@ -98,6 +98,32 @@ async def test_report_rebuilds_the_summary_from_the_lines_alone(base_url, reques
     assert orjson.loads((tmp_path / "results.summary.json").read_bytes()) == first
 
 
+async def test_a_limit_that_is_found_stands_in_a_line_and_in_the_summary_that_files_alone_give(tmp_path):
+    path, output = tmp_path / "in.jsonl", tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(record(number)) + "\n" for number in range(140)))
+    async with Simulator(SimulatorSettings(instant=True, rpm=2_400)) as simulator:
+        summary = await batchkit.arun(path, output, base_url=simulator.base_url, progress="off")
+    told = [limit for line in lines(output) for limit in line["batchkit"].get("limits", ())]
+    assert told
+    assert {limit["model"] for limit in told} == {"gpt-4o-mini"}
+    assert told[-1]["requests_per_min"] == pytest.approx(2_400, rel=0.4)
+
+    over_time = summary["over_time"]
+    found = over_time["limits"]["gpt-4o-mini"]["requests_per_min"]
+    assert found[0] is None
+    assert found[-1] == told[-1]["requests_per_min"]
+    assert sum(over_time["results"]) == 140
+    assert sum(over_time["refused"]) == summary["attempts"]["by_reason"].get("rate_limited", 0)
+    assert sum(over_time["tokens"]) == summary["usage"]["total_tokens"]
+    assert "limit found: " in (tmp_path / "results.report.html").read_text()
+
+    assert batchkit.status(output) == summary
+    for name in ("results.checkpoint.json", "results.summary.json", "results.report.html"):
+        (tmp_path / name).unlink()
+    assert batchkit.report(output) == summary
+    assert "limit found: " in (tmp_path / "results.report.html").read_text()
+
+
 async def test_report_tells_groups_apart_by_what_the_requests_say_of_themselves(base_url, tmp_path):
     path, output = tmp_path / "in.jsonl", tmp_path / "results.jsonl"
     told = [{}, {"metadata": {"team": "blue"}}, {"metadata": {"team": "red"}, "stream": True}]

@@ -344,7 +344,9 @@ def _print_summary(summary: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         _print_json(summary)
     else:
-        _say(render(summary).rstrip())
+        # A terminal that knows no such letters shows the line of blocks, or a model's name, with marks in their place.
+        encoding = sys.stdout.encoding or "utf-8"
+        _say(render(summary).rstrip().encode(encoding, "replace").decode(encoding))
 
 
 def _print_json(value: Mapping[str, Any]) -> None:

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from batchkit.formats.over_time import (
     FEWEST_BINS,
-    LIMITS,
     limit_in_words,
     most_limited,
     rates,
@@ -29,6 +28,7 @@ __all__ = ["DRAWING_STYLE", "draw_over_time"]
 
 DRAWING_STYLE: Final = """
 .results { fill: var(--area); } .failures { fill: var(--bad); } .refused { fill: var(--two); }
+svg path { shape-rendering: crispEdges; }
 .limit { fill: none; stroke-width: 2; } .l0 { stroke: var(--two); } .l1 { stroke: var(--three); } .l2 { stroke: var(--good); }
 .grid { stroke: var(--line); } .base { stroke: var(--soft); } .pause { stroke: var(--soft); stroke-dasharray: 2 3; }
 svg .small { font-size: 11px; fill: var(--soft); } svg .mid { text-anchor: middle; } svg .end { text-anchor: end; }
@@ -71,7 +71,7 @@ class _Panel:
     most: float
     """Up to where it is drawn."""
     areas: tuple[tuple[str, Sequence[float]], ...] = ()
-    lines: tuple[Sequence[float | None], ...] = ()
+    lines: Sequence[Sequence[float | None]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,7 @@ def draw_over_time(summary: Mapping[str, Any]) -> str:
     time = _Time.of(over_time)
     shapes: list[str] = []
     top = 0.0
-    panels = list(_panels(over_time))
-    for panel in panels:
+    for panel in _panels(over_time):
         shapes += _panel(panel, time, top + 20)
         top += 20 + panel.height
     shapes += _pauses(time, top)
@@ -121,7 +120,7 @@ def draw_over_time(summary: Mapping[str, Any]) -> str:
 
 
 def _panels(over_time: Mapping[str, Any]) -> Iterator[_Panel]:
-    limits = _lines(over_time)
+    limits = {kind: [values for _, values in largest] for kind, largest in _largest(over_time).items()}
     results, ended = rates(over_time, "results"), rates(over_time, "results", "failures")
     a_minute = "requests_per_min" in limits or max(ended) < 1
     factor, unit = (60.0, "minute") if a_minute else (1.0, "second")
@@ -137,7 +136,7 @@ def _panels(over_time: Mapping[str, Any]) -> Iterator[_Panel]:
         most = _most(top_of(tokens), limits["tokens_per_min"])
         yield _Panel("tokens a minute", 90, most, (("results", tokens),), limits["tokens_per_min"])
     if "in_flight" in limits:
-        yield _Panel("limit in flight", 50, _most(0.0, limits["in_flight"]), (), limits["in_flight"])
+        yield _Panel("most in flight", 50, _most(0.0, limits["in_flight"]), (), limits["in_flight"])
     if any(over_time["refused"]):
         refused = [factor * rate for rate in rates(over_time, "refused")]
         yield _Panel(
@@ -151,14 +150,12 @@ def _most(highest: float, lines: Sequence[Sequence[float | None]]) -> float:
     return max([highest, *(value for value in values if not highest or value <= _TOO_FAR * highest)])
 
 
-def _lines(over_time: Mapping[str, Any]) -> dict[str, tuple[Sequence[float | None], ...]]:
-    """The largest limits of each kind."""
-    lines: dict[str, tuple[Sequence[float | None], ...]] = {}
-    for _, kind, values in most_limited(over_time):
-        before = lines.get(kind, ())
-        if len(before) < _MOST_LINES:
-            lines[kind] = (*before, values)
-    return lines
+def _largest(over_time: Mapping[str, Any]) -> dict[str, list[tuple[str, Sequence[float | None]]]]:
+    """By kind, the models with the largest limits, and these."""
+    largest: dict[str, list[tuple[str, Sequence[float | None]]]] = {}
+    for model, kind, values in most_limited(over_time):
+        largest.setdefault(kind, []).append((model, values))
+    return {kind: limits[:_MOST_LINES] for kind, limits in largest.items()}
 
 
 def _legend(over_time: Mapping[str, Any]) -> str:
@@ -167,15 +164,17 @@ def _legend(over_time: Mapping[str, Any]) -> str:
         entries.append(("failures", "failures"))
     if any(over_time["refused"]):
         entries.append(("refused", "refused attempts"))
-    count = dict.fromkeys(LIMITS, 0)
-    for model, kind, values in most_limited(over_time):
-        if count[kind] < _MOST_LINES:
-            last = next(value for value in reversed(values) if value is not None)
-            entries.append((f"line l{count[kind]}", f"limit found: {limit_in_words(model, kind, last)}"))
-        count[kind] += 1
-    more = sum(max(0, each - _MOST_LINES) for each in count.values())
-    keys = [f'<span><i class="{kind}"></i>{escape(printable(words))}</span>' for kind, words in entries]
-    return f'<p class="legend">{"".join(keys)}{f"<span>{more} more limits</span>" if more else ""}</p>\n'
+    lines = [
+        (f"line l{place}", f"limit found: {limit_in_words(model, kind, values)}")
+        for kind, largest in _largest(over_time).items()
+        for place, (model, values) in enumerate(largest)
+    ]
+    keys = [
+        f'<span><i class="{kind}"></i>{escape(printable(words))}</span>' for kind, words in entries + lines
+    ]
+    if more := len(most_limited(over_time)) - len(lines):
+        keys.append(f"<span>{more} more limits</span>")
+    return f'<p class="legend">{"".join(keys)}</p>\n'
 
 
 # --- one panel ---

@@ -19,7 +19,6 @@ from batchkit.records import FoundLimit, TimeBin
 __all__ = [
     "FEWEST_BINS",
     "LIMITS",
-    "Stretch",
     "limit_in_words",
     "limits_in_words",
     "most_limited",
@@ -49,9 +48,6 @@ _MOST_PAUSES: Final = 12
 _TOWERING: Final = 3.0
 _MOST_LIMITS: Final = 3
 _NAME_CHARS: Final = 60
-
-Stretch = range
-"""The places of bins that follow one another without a pause."""
 
 
 def over_time_to_json(width_s: float, bins: Sequence[TimeBin]) -> dict[str, Any]:
@@ -85,7 +81,7 @@ def _values(limit: FoundLimit) -> Iterator[tuple[str, float]]:
             yield kind, whole(value)
 
 
-def stretches(over_time: Mapping[str, Any]) -> list[Stretch]:
+def stretches(over_time: Mapping[str, Any]) -> list[range]:
     """The bins apart by the pauses between them."""
     start, width = over_time["start"], over_time["width_s"]
     edges = [place for place, (one, next_) in enumerate(pairwise(start), 1) if next_ - one > 1.5 * width]
@@ -127,7 +123,7 @@ def sparkline(over_time: Mapping[str, Any]) -> tuple[str, float]:
     return line, max(every)
 
 
-def _pieces(part: Stretch, size: int) -> list[range]:
+def _pieces(part: range, size: int) -> list[range]:
     return [part[at : at + size] for at in range(0, len(part), size)]
 
 
@@ -159,7 +155,7 @@ def limits_in_words(over_time: Mapping[str, Any]) -> list[str]:
     for model, _, values in most_limited(over_time):
         latest[model] = max(latest.get(model, 0), _last_place(values))
     found = [
-        limit_in_words(model, kind, _last(values))
+        limit_in_words(model, kind, values)
         for model, kind, values in most_limited(over_time)
         if _last_place(values) == latest[model]
     ]
@@ -167,10 +163,10 @@ def limits_in_words(over_time: Mapping[str, Any]) -> list[str]:
     return found if more <= 0 else [*found[:_MOST_LIMITS], f"{more} more"]
 
 
-def limit_in_words(model: str, kind: str, value: float) -> str:
-    """A limit as `480 requests/min (gpt-4o-mini)`."""
+def limit_in_words(model: str, kind: str, values: Sequence[float | None]) -> str:
+    """A limit as it was last, as `480 requests/min (gpt-4o-mini)`."""
     name = model if len(model) <= _NAME_CHARS else model[: _NAME_CHARS - 1] + "…"
-    return f"{value:,} {LIMITS[kind]}" + (f" ({name})" if name else "")
+    return f"{_last(values):,} {LIMITS[kind]}" + (f" ({name})" if name else "")
 
 
 def refusals_in_words(over_time: Mapping[str, Any], attempts: int) -> list[str]:

@@ -81,7 +81,9 @@ class Gauges:
     and None while no price is known; `cost_is_partial` says that some model has no price. `max_cost` is None where there is no
     bound; with one, `cost` is all that counts against it. `holding` is what holds the
     run back: "server", "limit", "concurrency", "cost", "disk", "input" or "" for nothing. `detail` says it in words.
-    `seconds_left` is None until it can be told.
+    `seconds_left` is None until it can be told. `awaited` are the requests that are under way for longest, with their custom_id and
+    for how many seconds, once no more are to be begun and nothing but their answers is waited for; `unfinished` is how many
+    there are of them in all.
     """
 
     total: int | None
@@ -97,6 +99,8 @@ class Gauges:
     detail: str
     seconds_left: float | None
     max_cost: float | None = None
+    awaited: tuple[tuple[str, float], ...] = ()
+    unfinished: int = 0
 
 
 class Observer(Protocol):

@@ -378,6 +378,7 @@ class JobRun:
             async with anyio.create_task_group() as group:
                 group.start_soon(writer.keep_safe)
                 group.start_soon(monitor.watch)
+                group.start_soon(delivery.under_way.run)
                 group.start_soon(self._read_prices)
                 group.start_soon(self._count)
                 group.start_soon(self._audit)

@@ -108,6 +108,7 @@ def build_delivery(
         jitter=random.random,
         emit=monitor.emit,
         purse=purse,
+        patient=not settings.fixed_timeout,
     )
     endpoint.connected = delivery.connected
     return gate, delivery

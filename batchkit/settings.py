@@ -49,6 +49,7 @@ class RunSettings(TypedDict, total=False):
     rpm: float | None
     tpm: float | None
     timeout: float
+    fixed_timeout: bool
     max_attempts: int
     max_cost: Decimal | float | str | None
     max_failures: int | str | None
@@ -90,6 +91,8 @@ class Settings:
     """Most tokens a minute, prompts and completions; None leaves them unlimited until the server refuses."""
     timeout: float = DEFAULT_TIMEOUT_S
     """Seconds for one attempt, from sending to the last byte."""
+    fixed_timeout: bool = False
+    """Each attempt has the whole `timeout`; without it, one is given up and repeated that takes far longer than its peers."""
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
     """Attempts a request may spend on transient faults; being rate limited is no fault."""
     max_cost: Decimal | float | str | None = None

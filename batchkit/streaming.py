@@ -139,6 +139,7 @@ async def stream(
             try:
                 async with anyio.create_task_group() as group:
                     group.start_soon(monitor.watch)
+                    group.start_soon(delivery.under_way.run)
                     try:
                         await pipeline.run()
                     except Exception as error:  # noqa: BLE001 - raised again, outside the group that would wrap it

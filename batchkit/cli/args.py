@@ -88,6 +88,9 @@ _GROUPS: dict[str, tuple[_Flag, ...]] = {
         ),
         _Flag("tpm", "N", "most tokens a minute", _number),
         _Flag("timeout", "S", "seconds for one attempt, from sending to the last byte", _number),
+        _Flag(
+            "fixed_timeout", "", "each attempt has the whole --timeout, however soon its peers were answered"
+        ),
         _Flag("max_attempts", "N", "attempts a request may spend on transient faults", _whole),
         _Flag("max_cost", "USD", "never start an attempt whose worst case could take the job past this", str),
         _Flag("max_failures", "N|P%", "stop the run when so many requests have failed", str),

@@ -6,9 +6,8 @@ failure, since most requests have none and its machinery costs as much as a good
 
 from __future__ import annotations
 
-from collections import Counter
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -17,11 +16,13 @@ import tenacity
 from batchkit.engine.gate import Clock, Gate
 from batchkit.engine.purse import Claim, Purse
 from batchkit.engine.stop import Stop
+from batchkit.engine.under_way import UnderWay, Watch
 from batchkit.errors import EndpointRefused
 from batchkit.events import AttemptFailed, Event, Notice
 from batchkit.records import Answer, Billed, Failure, Outcome, Reply, Request, Trace
 from batchkit.rules.money import sum_of
 from batchkit.rules.outage import Outage
+from batchkit.rules.patience import Patience
 from batchkit.rules.retry import (
     Decision,
     Remedy,
@@ -40,8 +41,7 @@ from batchkit.rules.tracing import Tracer
 __all__ = ["Delivery"]
 
 
-@dataclass(slots=True)
-class _History:
+class _History(UnderWay):
     """What happened to one request so far."""
 
     attempts: int = 0
@@ -52,7 +52,6 @@ class _History:
     billed: tuple[Billed, ...] = ()
     """What the repeated attempts took, as far as they said so."""
     decision: Decision | None = None
-    reasons: Counter[str] = field(default_factory=Counter)
     retries_fault: bool = False
     """Whether the next attempt, or the one under way, repeats one that failed by a fault, and is paid by the budget."""
     probes: bool = False
@@ -61,11 +60,16 @@ class _History:
     """What each attempt may cost, in a run with a `max_cost`."""
     maybe_cost: Decimal = Decimal(0)
 
+    def __init__(self, request: Request, patience: Patience, since: float) -> None:
+        super().__init__(request, patience, since)
+        self.reasons: dict[str, int] = {}
+
 
 class Delivery:
     """Brings requests to their outcomes over an `attempt` that reports failures as values.
 
-    `jitter` gives random numbers in [0, 1); `emit` tells the observers; `purse` is None in a run without a `max_cost`.
+    `jitter` gives random numbers in [0, 1); `emit` tells the observers; `purse` is None in a run without a `max_cost`. `patient`
+    says that attempts which lie far beyond their peers are given up, while `under_way.run` goes on.
     """
 
     def __init__(
@@ -82,8 +86,10 @@ class Delivery:
         jitter: Callable[[], float],
         emit: Callable[[Event], None],
         purse: Purse | None = None,
+        patient: bool = True,
     ) -> None:
         self._send = attempt
+        self.under_way = Watch(clock, patient=patient)
         self._purse = purse
         self._gate = gate
         self._policy = policy
@@ -117,11 +123,16 @@ class Delivery:
 
     async def deliver(self, request: Request) -> Outcome | None:
         """The request's outcome; None when the run stops before there is one, and the request stays open."""
-        history = _History()
+        under_way = self.under_way
+        history = _History(request, under_way.patience_with(request.model), self._clock.now())
+        under_way.requests[history] = None
         trace_id = self._tracer.trace_id(request)
-        answer = await self._try(request, trace_id, history)
-        if isinstance(answer, Failure) and isinstance(history.decision, RetryAfter):
-            answer = await self._try_again(request, trace_id, history, answer)
+        try:
+            answer = await self._try(request, trace_id, history)
+            if isinstance(answer, Failure) and isinstance(history.decision, RetryAfter):
+                answer = await self._try_again(request, trace_id, history, answer)
+        finally:
+            del under_way.requests[history]
         if answer is None:
             return None
         return Outcome(
@@ -182,11 +193,20 @@ class Delivery:
         history.attempts += 1
         trace = self._tracer.attempt(request, trace_id, history.attempts)
         self.in_flight += 1
-        started = self._clock.now()
+        history.started = started = self._clock.now()
+        history.answered_before = history.patience.answered
         try:
             answer = await self._send(request, trace)
+        except CancelledError:
+            ending = history.ended_with()
+            if ending is None:
+                raise
+            answer = ending
         finally:
             self.in_flight -= 1
+            history.started = None
+            if history.ending is not None:
+                history.ended_with()  # its own answer was there first
         now = self._clock.now()
         history.latency_s = now - started
         history.gateway_retries += abs(answer.gateway_retries)
@@ -196,6 +216,10 @@ class Delivery:
             history.maybe_cost = sum_of((history.maybe_cost, unsure))
         verdict = self._stop_rule.judge(request, answer, now) or self._learn(history, answer, now)
         if isinstance(answer, Reply):
+            if not answer.from_cache:
+                history.patience.learn(history.latency_s, answer.usage, request.max_tokens)
+                if history.latency_s <= history.given_up_after:
+                    history.patience.was_right()
             return answer
         history.maybe_billed += answer.maybe_billed
         if verdict is not None:
@@ -280,7 +304,7 @@ class Delivery:
             failure,
             attempt=history.attempts,
             faults=history.faults,
-            same=history.reasons[failure.kind.value] + 1,
+            same=history.reasons.get(failure.kind.value, 0) + 1,
             jitter=self._jitter(),
         )
         if isinstance(decision, RetryAfter):
@@ -289,7 +313,7 @@ class Delivery:
             if self._outage.since is not None and never_reached(failure):
                 # All wait for the same thing, so nobody waits longer for having tried more often.
                 decision = RetryAfter(self._outage.next_probe_in(now))
-            history.reasons[failure.kind.value] += 1
+            history.reasons[failure.kind.value] = history.reasons.get(failure.kind.value, 0) + 1
             if failure.usage is not None:
                 history.billed += (Billed(failure.model, failure.usage),)
             self._emit(AttemptFailed(request.index, history.attempts, failure, decision.seconds))

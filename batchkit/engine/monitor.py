@@ -16,6 +16,10 @@ from batchkit.rules.tally import Tally
 __all__ = ["Monitor", "Readings"]
 
 _WINDOW_S = 30.0
+_NAMED = 3
+"""So many requests are named of those that are waited for at the end."""
+_FEW = 20
+"""With more of them under way, no single one is waited for."""
 
 
 @dataclass(slots=True)
@@ -39,7 +43,7 @@ class Monitor:
     def __init__(self, observers: Sequence[Observer], clock: Clock) -> None:
         self._observers = list(observers)
         self._clock = clock
-        self._samples: deque[tuple[float, int, int]] = deque()
+        self._samples: deque[tuple[float, int, int, int, float]] = deque()
         self.readings: Readings | None = None
         """Set before the run begins; without them there is nothing to show."""
 
@@ -74,7 +78,7 @@ class Monitor:
         gauges = self._gauges(self._clock.now())
         if gauges is not None:
             # What was left undone by a run that stopped is not being waited for any more.
-            gauges = replace(gauges, waiting=0, holding="", detail="", seconds_left=None)
+            gauges = replace(gauges, waiting=0, holding="", detail="", seconds_left=None, awaited=())
         for observer in tuple(self._observers):
             self._tick(observer, gauges)
             try:
@@ -103,10 +107,10 @@ class Monitor:
         succeeded, failed = readings.ended()
         ended = succeeded + failed
         tokens = tally.usage.total_tokens
-        self._samples.append((now, ended, tokens))
+        self._samples.append((now, ended, tokens, *delivery.under_way.answered()))
         while len(self._samples) > 2 and now - self._samples[1][0] > _WINDOW_S:
             self._samples.popleft()
-        since, ended_then, tokens_then = self._samples[0]
+        since, ended_then, tokens_then, *_ = self._samples[0]
         seconds = max(now - since, 1e-9)
         rate = (ended - ended_then) / seconds
         total = readings.total()
@@ -118,12 +122,21 @@ class Monitor:
             paused_s=gate.pacer.paused_for(now),
             per_s=gate.pacer.per_s,
             found=gate.pacer.found,
+            limit=gate.pacer.limit_per_minute,
+            used=gate.pacer.used(now),
             retrying=max(0, waiting - gate.waiting - delivery.unpaid),
             starved=pipeline.starved,
             unpaid=delivery.unpaid,
             most_in_flight=gate.pacer.most_in_flight,
             tpm_given=gate.pacer.ceilings.tokens.per_s is not None,
+            takes_s=self._takes_s(),
         )
+        if total is None:
+            # A worker that neither works nor waits for lines shows that there are no more.
+            at_end = pipeline.busy < readings.concurrency and not pipeline.starved
+        else:
+            at_end = pipeline.busy >= total - ended
+        names = at_end and pipeline.busy <= _FEW and not gate.waiting and not delivery.unpaid
         cost, partial = readings.cost()
         return Gauges(
             total=total,
@@ -139,4 +152,12 @@ class Monitor:
             detail=detail,
             seconds_left=None if total is None or rate <= 0 else max(0.0, (total - ended) / rate),
             max_cost=readings.max_cost,
+            awaited=tuple(delivery.under_way.oldest(_NAMED)) if names else (),
+            unfinished=pipeline.busy,
         )
+
+    def _takes_s(self) -> float | None:
+        """What the answers of the last half minute took; None without any."""
+        *_, answered_then, took_then = self._samples[0]
+        *_, answered, took = self._samples[-1]
+        return (took - took_then) / (answered - answered_then) if answered > answered_then else None

@@ -78,7 +78,12 @@ def _parts(gauges: Gauges) -> Iterator[Part]:
             yield Part(
                 4, f"at least {cost}" if gauges.cost_is_partial else cost, cost + "+" * gauges.cost_is_partial
             )
-    if gauges.holding:
+    if gauges.awaited:
+        named = [f"{printable(name)} (since {duration(seconds)})" for name, seconds in gauges.awaited]
+        more = ", …" if gauges.unfinished > len(named) else ""
+        requests = f"{gauges.unfinished:,} request" + "s" * (gauges.unfinished != 1)
+        yield Part(6, f"waiting for {requests}: {', '.join(named)}{more}", f"waiting for {named[0]}")
+    elif gauges.holding:
         detail = f": {printable(gauges.detail)}" if gauges.detail else ""
         yield Part(6, f"held back by {gauges.holding}{detail}", f"held by {gauges.holding}")
     if gauges.seconds_left is not None:

@@ -121,6 +121,7 @@ class Pacer:
         self._refused_at = -inf
         self._lowered_at = -inf
         self._paused_until = 0.0
+        self._asked_until = 0.0
         # Keeping.
         self._limit: float | None = None
         self._limit_before = 0.0
@@ -187,8 +188,8 @@ class Pacer:
         return 0.0 if rate is None else min(1.0, started / max(1.0, seconds) / rate)
 
     def paused_for(self, now: float) -> float:
-        """Seconds until a pause that the server asked for is over; 0.0 when there is none."""
-        return max(0.0, self._paused_until - now)
+        """Seconds until a pause that the server asked for is over; 0.0 when there is none. Those of the pacer's own are none."""
+        return max(0.0, self._asked_until - now)
 
     # --- starting ---
 
@@ -355,7 +356,8 @@ class Pacer:
     def _pause_if_shut(self, now: float, hint: float | None) -> None:
         _, started, refused = self._recent(now)
         if started and refused >= _SHUT * started and hint is not None:
-            self._paused_until = max(self._paused_until, now + hint)
+            self._asked_until = max(self._asked_until, now + hint)
+            self._paused_until = max(self._paused_until, self._asked_until)
 
     def _lower_dry(self, now: float) -> float:
         """The rate after a round in which nothing was taken. Some such rounds in a row are no matter of rates."""

@@ -6,9 +6,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
+import pytest
 
 from batchkit.engine.monitor import Monitor, Readings
+from batchkit.engine.under_way import UnderWay, Watch
 from batchkit.events import Event, Gauges, Notice
+from batchkit.records import Request, Usage
 from batchkit.rules.pacing import Pacer
 from batchkit.rules.tally import Tally
 from batchkit.testing import ManualClock
@@ -56,33 +59,104 @@ def test_an_observer_that_fails_at_its_end_does_not_harm_the_others():
     assert listener.closed
 
 
+class Watched:
+    """A run that stands still, and what a monitor says of it; `at_gate` of the `busy` requests stand before the gate."""
+
+    def __init__(self, *, busy: int, total: int | None, at_gate: int = 0, starved: bool = False) -> None:
+        self.watching = anyio.CancelScope()
+        self.clock = ManualClock()
+        self.under_way = Watch(self.clock, patient=True)
+        self.in_flight = 0
+        self.last: Gauges | None = None
+        self.monitor = Monitor([self], self.clock)
+        self.monitor.readings = Readings(
+            tally=Tally(),
+            pipeline=cast("Any", SimpleNamespace(busy=busy, starved=starved)),
+            delivery=cast(
+                "Any", SimpleNamespace(in_flight=busy - at_gate, unpaid=0, under_way=self.under_way)
+            ),
+            gate=cast("Any", SimpleNamespace(waiting=at_gate, pacer=Pacer(rpm=60))),
+            concurrency=4,
+            ended=lambda: (1, 0),
+            total=lambda: total,
+            cost=lambda: (None, False),
+        )
+
+    interval_s = 10.0
+
+    def handle(self, event: Event) -> None:
+        raise AssertionError(event)
+
+    def tick(self, gauges: Gauges) -> None:
+        self.last = gauges
+        self.watching.cancel()
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+    def take_up(self, *custom_ids: str) -> None:
+        for custom_id in custom_ids:
+            patience = self.under_way.patience_with("m")
+            way = UnderWay(Request(0, custom_id, b"{}", "m"), patience, self.clock.now())
+            self.under_way.requests[way] = None
+
+    async def gauges(self) -> Gauges:
+        with self.watching:
+            await self.monitor.watch()
+        assert self.last is not None
+        return self.last
+
+
 async def test_a_run_that_is_over_is_held_back_by_nothing():
-    watching = anyio.CancelScope()
-
-    class Watcher(Listener):
-        def tick(self, gauges: Gauges) -> None:
-            self.last = gauges
-            watching.cancel()
-
-    clock, watcher = ManualClock(), Watcher()
-    monitor = Monitor([watcher], clock)
-    pacer = Pacer(rpm=60)
     # Three requests were taken up and never answered; one of them stands at the gate.
-    monitor.readings = Readings(
-        tally=Tally(),
-        pipeline=cast("Any", SimpleNamespace(busy=3, starved=False)),
-        delivery=cast("Any", SimpleNamespace(in_flight=0, unpaid=0)),
-        gate=cast("Any", SimpleNamespace(waiting=1, pacer=pacer)),
-        concurrency=4,
-        ended=lambda: (1, 0),
-        total=lambda: 10,
-        cost=lambda: (None, False),
-    )
-    with watching:
-        await monitor.watch()
-    assert (watcher.last.holding, watcher.last.waiting) == ("limit", 3)
-    monitor.close()
-    assert (watcher.last.holding, watcher.last.waiting, watcher.last.seconds_left) == ("", 0, None)
+    run = Watched(busy=3, total=10, at_gate=1)
+    gauges = await run.gauges()
+    assert (gauges.holding, gauges.waiting) == ("limit", 1)
+    run.monitor.close()
+    assert run.last is not None
+    assert (run.last.holding, run.last.waiting, run.last.seconds_left) == ("", 0, None)
+
+
+@pytest.mark.parametrize("total", [5, None])
+async def test_near_its_end_a_run_names_what_it_waits_for(total):
+    run = Watched(busy=3 if total is None else 4, total=total)
+    run.take_up("first", "second", "third", "fourth")
+    gauges = await run.gauges()
+    assert gauges.awaited == (("first", 10.0), ("second", 10.0), ("third", 10.0))
+    assert gauges.unfinished == (3 if total is None else 4)
+    run.monitor.close()
+    assert run.last is not None
+    assert run.last.awaited == ()
+
+
+@pytest.mark.parametrize(
+    "standing",
+    [
+        {"busy": 4, "total": 6},
+        {"busy": 4, "total": None},
+        {"busy": 2, "total": None, "starved": True},
+        {"busy": 4, "total": 5, "at_gate": 1},
+    ],
+    ids=["more_to_begin", "none_idle", "lines_to_come", "at_the_gate"],
+)
+async def test_while_there_is_more_to_begin_nobody_is_waited_for(standing):
+    run = Watched(**standing)
+    run.take_up("first")
+    assert (await run.gauges()).awaited == ()
+
+
+async def test_a_full_house_says_what_an_answer_takes():
+    run = Watched(busy=4, total=10)
+
+    async def answer() -> None:
+        await run.clock.sleep(1.0)
+        for seconds in (2.0, 4.0):
+            run.under_way.patience_with("m").learn(seconds, Usage(1, 1, 2), None)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(answer)
+        gauges = await run.gauges()
+    assert gauges.detail == "4 in flight, the server takes 3 s each"
 
 
 async def test_watching_ends_when_nobody_is_left_to_tell():

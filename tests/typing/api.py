@@ -20,6 +20,7 @@ def work_through_files() -> None:
         rpm=500,
         tpm=90_000.5,
         timeout=30,
+        fixed_timeout=True,
         max_attempts=3,
         max_cost=12.5,
         max_failures="5%",

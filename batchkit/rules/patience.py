@@ -1,0 +1,128 @@
+"""How long an attempt is waited for, learned from its peers: the answers to attempts on the same model.
+
+One that hangs is found by comparison. Its like are the answers that were as long as its own may become (`max_tokens`), since a
+long answer takes long; lengths are told apart by powers of two. It is overdue after several times what 99 of 100 of the slowest
+kind of its like took, and given up only where that cannot be the server's pace:
+
+- Many more of its peers were answered since it began than are overdue. Where all wait, at a server that stands still or has
+  become much slower, nobody is given up; and what was slow and is answered is learned at once.
+- Those that were given up before were rightly so. Each is asked again, with the whole timeout; answered in less time than the
+  first attempt had, it was right to give that up, and until then it is a doubt. There are no more doubts than ten and one for each
+  that was right, so little is paid twice in vain.
+
+Times are arguments, in seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from math import ceil
+
+from batchkit.records import Usage
+
+__all__ = ["LEAST_S", "Limit", "Patience"]
+
+LEAST_S = 30.0
+"""Nobody is given up before. Read from here at the time of use."""
+_TIMES = 5.0
+"""So many times as long as 99 of 100 took an attempt is waited for. Latencies that are spread as widely as any known (a lognormal
+distribution with a sigma of 1) pass that once in twenty thousand answers."""
+_ENOUGH = 100
+"""Fewer answers tell too little."""
+_RARE = 500
+"""Of a length that fewer than one in so many have nobody knows how slow it is; what is so rare may be given up once."""
+_REMEMBERED = 2000
+"""What a server does changes by the hour."""
+_OUTNUMBERED = 4
+"""So many peers were answered for each that is overdue."""
+_DOUBTS = 10
+_ANY_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """An attempt that is under way for `seconds` is overdue: 99 of 100 of its like took `usual_s` at most."""
+
+    seconds: float
+    usual_s: float
+
+
+class Patience:
+    """What the answers of one model tell in one run."""
+
+    __slots__ = ("_answers", "_doubts", "_known", "_known_at", "_right", "answered", "answering_s")
+
+    def __init__(self) -> None:
+        self.answered = 0
+        """All answers there were."""
+        self.answering_s = 0.0
+        """The seconds that they took, together."""
+        # With seconds, completion tokens and the most that the request allowed. They are sorted when somebody asks.
+        self._answers: deque[tuple[float, int | None, int | None]] = deque(maxlen=_REMEMBERED)
+        self._doubts = self._right = 0
+        self._known: dict[int, list[float]] = {}
+        self._known_at = 0
+
+    def learn(self, seconds: float, usage: Usage | None, most_tokens: int | None) -> None:
+        """An answer came after `seconds` that took this; its request allowed `most_tokens`, None for any."""
+        self.answered += 1
+        self.answering_s += seconds
+        self._answers.append((seconds, None if usage is None else usage.completion_tokens, most_tokens))
+
+    def limit(self, most_tokens: int | None) -> Limit | None:
+        """How long to wait for an answer of up to `most_tokens`; None while too little is known."""
+        like = self._like(most_tokens)
+        if not like:
+            return None
+        least = sum(map(len, like)) / _RARE
+        usual_s = max(_quantile(took, 0.99) for took in like if len(took) >= least)
+        return Limit(max(LEAST_S, _TIMES * usual_s), usual_s)
+
+    def quantile(self, share: float, most_tokens: int | None) -> float | None:
+        """The seconds in which that share of the answers came that may be as long; None while too little is known."""
+        like = self._like(most_tokens)
+        return _quantile(sorted(seconds for took in like for seconds in took), share) if like else None
+
+    def gives_up(self, *, overdue: int, answered: int) -> bool:
+        """Whether an attempt that is overdue is to be given up, and counts as a doubt from then on.
+
+        So many attempts are `overdue`, this one included, and so many of its peers were `answered` since it began.
+        """
+        if answered < _OUTNUMBERED * overdue or self._doubts >= _DOUBTS + self._right:
+            return False
+        self._doubts += 1
+        return True
+
+    def was_right(self) -> None:
+        """The request of an attempt that was given up was answered in less time than that had."""
+        self._doubts -= 1
+        self._right += 1
+
+    def _like(self, most_tokens: int | None) -> list[list[float]]:
+        """What those took, in order, that may be compared with an answer of up to `most_tokens`, by length; [] if too few."""
+        if self._known_at != self.answered:
+            self._known_at = self.answered
+            self._known = {}
+            for seconds, tokens, allowed in self._answers:
+                self._known.setdefault(_size(tokens, allowed), []).append(seconds)
+            for took in self._known.values():
+                took.sort()
+        most = _size(None, most_tokens)
+        like = [took for size, took in self._known.items() if size <= most]
+        if sum(map(len, like)) < _ENOUGH:
+            # Longer ones take longer, which is on the safe side.
+            like = list(self._known.values())
+        return like if sum(map(len, like)) >= _ENOUGH else []
+
+
+def _size(tokens: int | None, most_tokens: int | None) -> int:
+    """The power of two of an answer's length; one that is not known is as long as it may be."""
+    if tokens is None or (most_tokens is not None and most_tokens < tokens):
+        tokens = most_tokens
+    return _ANY_SIZE if tokens is None else tokens.bit_length()
+
+
+def _quantile(took: list[float], share: float) -> float:
+    """What that share of values in order is not above."""
+    return took[ceil(share * len(took)) - 1]

@@ -109,6 +109,8 @@ def build_delivery(
         emit=monitor.emit,
         purse=purse,
         patient=not settings.fixed_timeout,
+        hedge=settings.hedge_share,
+        concurrency=settings.concurrency,
     )
     endpoint.connected = delivery.connected
     return gate, delivery

@@ -34,7 +34,9 @@ DEFAULT_CONCURRENCY = 256
 DEFAULT_TIMEOUT_S = 600.0
 Progress = Literal["auto", "bar", "log", "off"]
 
-_TEXTS = frozenset(("base_url", "model", "job_id", "portkey_config", "portkey_provider", "cache_namespace"))
+_TEXTS = frozenset(
+    ("base_url", "model", "job_id", "portkey_config", "portkey_provider", "cache_namespace", "hedge")
+)
 _LEAST_DOLLARS, _MOST_DOLLARS = Decimal("1e-12"), 10**12
 
 
@@ -53,6 +55,7 @@ class RunSettings(TypedDict, total=False):
     max_attempts: int
     max_cost: Decimal | float | str | None
     max_failures: int | str | None
+    hedge: str | None
     limit: int | None
     prices: str | os.PathLike[str] | Mapping[str, Mapping[str, Any]]
     retry_failed: bool
@@ -99,6 +102,9 @@ class Settings:
     """The most, in US dollars, that all runs of the job together may cost: no attempt starts that could pass it."""
     max_failures: int | str | None = None
     """Stop the run when so many requests of the job have failed: a number, or a share as in "5%"."""
+    hedge: str | None = None
+    """Make a second attempt beside one that takes longer than 95 of 100 of its peers did, as long as those are no more than a share
+    of the answers, as in "2%", which is what it may cost; None makes none."""
     limit: int | None = None
     """Only the first so many requests; None is all."""
     prices: str | os.PathLike[str] | Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -172,6 +178,7 @@ class Settings:
         ):
             raise UsageError("a job id is 1 to 64 printable ASCII characters")
         self.failures_allowed(100)
+        _ = self.hedge_share
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
@@ -217,6 +224,20 @@ class Settings:
                 f'max_failures is {bound!r}; it is a number of requests as in 100, or a share as in "5%"'
             )
         return max(1.0, requests * number / 100) if share else number
+
+    @property
+    def hedge_share(self) -> float | None:
+        """`hedge` as a number: how many second attempts there may be for each answer."""
+        if self.hedge is None:
+            return None
+        text = self.hedge.strip()
+        try:
+            percent = float(text.removesuffix("%"))
+        except ValueError:
+            percent = math.nan
+        if not text.endswith("%") or not 0 < percent <= 100:
+            raise UsageError(f'hedge is {self.hedge!r}; it is a share of up to 100%, as in "2%"')
+        return percent / 100
 
     @property
     def cost_cap(self) -> Decimal | None:

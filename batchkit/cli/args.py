@@ -92,6 +92,13 @@ _GROUPS: dict[str, tuple[_Flag, ...]] = {
             "fixed_timeout", "", "each attempt has the whole --timeout, however soon its peers were answered"
         ),
         _Flag("max_attempts", "N", "attempts a request may spend on transient faults", _whole),
+        _Flag(
+            "hedge",
+            "P%",
+            "make a second attempt beside one that takes longer than 95 % of its peers did, and use the answer that comes first; "
+            "at most P second attempts for 100 answers, which is what this may add to the cost",
+            str,
+        ),
         _Flag("max_cost", "USD", "never start an attempt whose worst case could take the job past this", str),
         _Flag("max_failures", "N|P%", "stop the run when so many requests have failed", str),
     ),

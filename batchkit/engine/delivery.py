@@ -11,9 +11,12 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import anyio
 import tenacity
+from anyio.abc import TaskGroup
 
 from batchkit.engine.gate import Clock, Gate
+from batchkit.engine.hedging import HEDGED, OVERTAKEN, Hedge, Hedging
 from batchkit.engine.purse import Claim, Purse
 from batchkit.engine.stop import Stop
 from batchkit.engine.under_way import UnderWay, Watch
@@ -59,17 +62,25 @@ class _History(UnderWay):
     claim: Claim | None = None
     """What each attempt may cost, in a run with a `max_cost`."""
     maybe_cost: Decimal = Decimal(0)
+    trace_id: str = ""
+    hedge: Hedge | None = None
+    """What is under way beside the attempt."""
 
     def __init__(self, request: Request, patience: Patience, since: float) -> None:
         super().__init__(request, patience, since)
         self.reasons: dict[str, int] = {}
+
+    def count(self, reason: str) -> None:
+        """Count an attempt that did not bring the outcome."""
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
 
 class Delivery:
     """Brings requests to their outcomes over an `attempt` that reports failures as values.
 
     `jitter` gives random numbers in [0, 1); `emit` tells the observers; `purse` is None in a run without a `max_cost`. `patient`
-    says that attempts which lie far beyond their peers are given up, while `under_way.run` goes on.
+    says that attempts which lie far beyond their peers are given up, while `under_way.run` goes on, and `hedge` which share of the
+    answers there may be of second attempts, with no more than `concurrency` in flight.
     """
 
     def __init__(
@@ -87,9 +98,17 @@ class Delivery:
         emit: Callable[[Event], None],
         purse: Purse | None = None,
         patient: bool = True,
+        hedge: float | None = None,
+        concurrency: int = 1,
     ) -> None:
         self._send = attempt
         self.under_way = Watch(clock, patient=patient)
+        self._concurrency = concurrency
+        if hedge is not None:
+            self._hedging = Hedging(
+                hedge, answered=lambda: self.under_way.answered()[0], has_room=self._has_room
+            )
+            self.under_way.slow = self._hedge
         self._purse = purse
         self._gate = gate
         self._policy = policy
@@ -126,13 +145,15 @@ class Delivery:
         under_way = self.under_way
         history = _History(request, under_way.patience_with(request.model), self._clock.now())
         under_way.requests[history] = None
-        trace_id = self._tracer.trace_id(request)
+        history.trace_id = trace_id = self._tracer.trace_id(request)
         try:
             answer = await self._try(request, trace_id, history)
             if isinstance(answer, Failure) and isinstance(history.decision, RetryAfter):
                 answer = await self._try_again(request, trace_id, history, answer)
         finally:
             del under_way.requests[history]
+            if history.hedge is not None:
+                history.hedge.scope.cancel()
         if answer is None:
             return None
         return Outcome(
@@ -214,6 +235,9 @@ class Delivery:
         if self._purse is not None and history.claim is not None:
             unsure = self._purse.settle(history.claim, answer)
             history.maybe_cost = sum_of((history.maybe_cost, unsure))
+        if history.hedge is not None:
+            answer = await self._first_of_both(history, answer)
+            now = self._clock.now()
         verdict = self._stop_rule.judge(request, answer, now) or self._learn(history, answer, now)
         if isinstance(answer, Reply):
             if not answer.from_cache:
@@ -226,6 +250,95 @@ class Delivery:
             self._end_run(verdict)
             return None
         return self._decide(request, history, answer, now)
+
+    def _has_room(self) -> bool:
+        """Whether an attempt more would be in nobody's way, as far as can be told."""
+        return (
+            self.in_flight < self._concurrency
+            and not self._gate.waiting
+            and not self.unpaid
+            and not self._budget.spent
+            and self._outage.since is None
+            and self._stop.cause is None
+        )
+
+    def _hedge(self, group: TaskGroup, each: UnderWay, took: float) -> None:
+        if isinstance(each, _History) and self._hedging.begins(each, took):
+            each.hedge = Hedge()
+            group.start_soon(self._beside, each, each.hedge)
+
+    async def _beside(self, history: _History, hedge: Hedge) -> None:
+        """A second attempt, until it is answered or not needed any more."""
+        try:
+            with hedge.scope:
+                await self._try_beside(history, hedge)
+        finally:
+            hedge.done.set()
+
+    async def _try_beside(self, history: _History, hedge: Hedge) -> None:
+        request, claim = history.request, None
+        if not self._has_room():
+            return  # others that were let begin in the same moment have it
+        if self._purse is not None and history.claim is not None:
+            claim = self._purse.reserve_beside(history.claim)
+            if claim is None:
+                return
+        reserved = None
+        try:
+            reserved = await self._gate.admit(request)
+        finally:
+            if (
+                claim is not None
+                and self._purse is not None
+                and (reserved is None or self._stop.cause is not None)
+            ):
+                self._purse.release(claim)
+        if reserved is None or self._stop.cause is not None:
+            return
+        history.attempts += 1
+        trace = self._tracer.attempt(request, history.trace_id, history.attempts)
+        self.in_flight += 1
+        started = self._clock.now()
+        hedge.answer = OVERTAKEN
+        try:
+            hedge.answer = await self._send(request, trace)
+        finally:
+            self.in_flight -= 1
+            hedge.seconds = self._clock.now() - started
+            history.gateway_retries += abs(hedge.answer.gateway_retries)
+            self._gate.settle(request, hedge.answer, reserved)
+            if claim is not None and self._purse is not None:
+                history.maybe_cost = sum_of((history.maybe_cost, self._purse.settle(claim, hedge.answer)))
+        if isinstance(hedge.answer, Reply) and history.started is not None:
+            history.end(OVERTAKEN)
+
+    async def _first_of_both(self, history: _History, answer: Answer) -> Answer:
+        """The first usable one of an attempt's `answer` and that of the one beside it; what the other took is counted."""
+        hedge, history.hedge = history.hedge, None
+        assert hedge is not None
+        ends = isinstance(answer, Reply) or remedy_of(answer) is Remedy.FAIL
+        if ends:
+            hedge.scope.cancel()
+        # What was answered is not given away for having to be counted.
+        with anyio.CancelScope(shield=ends):
+            await hedge.done.wait()
+        other = hedge.answer
+        if other is None:
+            return answer
+        if isinstance(other, Reply) and not isinstance(answer, Reply):
+            answer, other = other, answer
+            history.latency_s = hedge.seconds
+        unseen = other.usage is None
+        if isinstance(other, Failure):
+            unseen = other.maybe_billed
+            history.count(HEDGED if other is OVERTAKEN else other.kind.value)
+        else:
+            history.count(HEDGED)
+        if not (isinstance(other, Reply) and other.from_cache):
+            history.maybe_billed += unseen
+            if other.usage is not None:
+                history.billed += (Billed(other.model, other.usage),)
+        return answer
 
     async def _reserve(self, purse: Purse, request: Request, history: _History) -> bool:
         """Wait until the attempt may cost its worst. False if the run stops.
@@ -313,7 +426,7 @@ class Delivery:
             if self._outage.since is not None and never_reached(failure):
                 # All wait for the same thing, so nobody waits longer for having tried more often.
                 decision = RetryAfter(self._outage.next_probe_in(now))
-            history.reasons[failure.kind.value] = history.reasons.get(failure.kind.value, 0) + 1
+            history.count(failure.kind.value)
             if failure.usage is not None:
                 history.billed += (Billed(failure.model, failure.usage),)
             self._emit(AttemptFailed(request.index, history.attempts, failure, decision.seconds))

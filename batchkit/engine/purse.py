@@ -111,6 +111,14 @@ class Purse:
             self.waiting -= 1
         return reserved
 
+    def reserve_beside(self, claim: Claim) -> Claim | None:
+        """Reserve for a second attempt beside one that is under way; None where there is no room at this moment."""
+        if self.waiting or not self.spending.reserve(claim.worst):
+            return None
+        beside = Claim(claim.request, claim.worst)
+        beside.reserved = claim.worst
+        return beside
+
     async def _in_turn(self, claim: Claim) -> bool:
         while self._stop.cause is None:
             if self.spending.reserve(claim.worst):

@@ -7,8 +7,11 @@ Whoever ends one says what its answer is, and the task takes that for what the a
 from __future__ import annotations
 
 from asyncio import current_task
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
+
+import anyio
+from anyio.abc import TaskGroup
 
 from batchkit.engine.gate import Clock
 from batchkit.records import Answer, Failure, FailureKind, Request
@@ -18,6 +21,7 @@ from batchkit.rules.patience import Limit, Patience
 __all__ = ["UnderWay", "Watch"]
 
 _LOOKED_AT_S = 1.0
+_LOOKED_AT_OFTEN_S = 0.1
 _STALL_S = 1.0
 """Who comes later than this found an event loop that stood still, and answers that have long arrived are read first."""
 _MOST_MODELS = 64
@@ -36,6 +40,8 @@ class UnderWay:
     """How many of its peers were answered by then."""
     given_up_after: float = 0.0
     """The seconds after which an attempt was given up; 0.0 while none was. Those that follow have the whole timeout."""
+    hedged: bool = False
+    """Whether there is, or was, a second attempt beside one."""
     ending: Answer | None = None
     """What ends the attempt under way, if that is not what it brings itself."""
 
@@ -65,6 +71,8 @@ class Watch:
     def __init__(self, clock: Clock, *, patient: bool) -> None:
         self._clock = clock
         self._patient = patient
+        self.slow: Callable[[TaskGroup, UnderWay, float], None] | None = None
+        """Told of each attempt under way and for how long it is, ten times a second."""
         self.requests: dict[UnderWay, None] = {}
         """In the order in which they were taken up."""
         self._patience: dict[str | None, Patience] = {}
@@ -89,12 +97,18 @@ class Watch:
 
     async def run(self) -> None:
         """Look at what is under way until cancelled."""
-        while True:
-            before = self._clock.now()
-            await self._clock.sleep(_LOOKED_AT_S)
-            now = self._clock.now()
-            if self._patient and now - before < _LOOKED_AT_S + _STALL_S:
-                self._give_up(now)
+        async with anyio.create_task_group() as group:
+            while True:
+                before = self._clock.now()
+                await self._clock.sleep(_LOOKED_AT_S if self.slow is None else _LOOKED_AT_OFTEN_S)
+                now = self._clock.now()
+                if now - before >= _LOOKED_AT_S + _STALL_S:
+                    continue
+                if self._patient:
+                    self._give_up(now)
+                if self.slow is not None:
+                    for each, took in self._under_way_for(0.0, now):
+                        self.slow(group, each, took)
 
     def _give_up(self, now: float) -> None:
         overdue: dict[Patience, list[tuple[UnderWay, float, Limit]]] = {}

@@ -47,6 +47,8 @@ SPELLINGS = {
     "max_attempts": (["3"], "3", "3", 3),
     "max_cost": (["12.50"], "12.5", "12.50", Decimal("12.5")),
     "max_failures": (["5%"], "5%", '"5%"', "5%"),
+    "fixed_timeout": ([], "true", "true", True),
+    "hedge": (["2%"], "2%", '"2%"', "2%"),
     "limit": (["0"], "0", "0", 0),
     "prices": ([PRICES], PRICES, f'"{PRICES}"', PRICES),
     "retry_failed": ([], "1", "true", True),

@@ -24,6 +24,7 @@ def work_through_files() -> None:
         max_attempts=3,
         max_cost=12.5,
         max_failures="5%",
+        hedge="2%",
         limit=10,
         retry_failed=True,
         job_id="nightly",

@@ -104,6 +104,7 @@ class Delivery:
         self._send = attempt
         self.under_way = Watch(clock, patient=patient)
         self._concurrency = concurrency
+        self._hedges: dict[Hedge, None] = {}
         if hedge is not None:
             self._hedging = Hedging(
                 hedge, answered=lambda: self.under_way.answered()[0], has_room=self._has_room
@@ -207,6 +208,8 @@ class Delivery:
         if self._purse is not None and not await self._reserve(self._purse, request, history):
             return None
         reserved = await self._gate.admit(request)
+        while self._hedges and self.in_flight >= self._concurrency:
+            await self._end_a_hedge()
         if reserved is None or self._stop.cause is not None:
             if self._purse is not None and history.claim is not None:
                 self._purse.release(history.claim)
@@ -300,10 +303,12 @@ class Delivery:
         self.in_flight += 1
         started = self._clock.now()
         hedge.answer = OVERTAKEN
+        self._hedges[hedge] = None
         try:
             hedge.answer = await self._send(request, trace)
         finally:
             self.in_flight -= 1
+            del self._hedges[hedge]
             hedge.seconds = self._clock.now() - started
             history.gateway_retries += abs(hedge.answer.gateway_retries)
             self._gate.settle(request, hedge.answer, reserved)
@@ -311,6 +316,12 @@ class Delivery:
                 history.maybe_cost = sum_of((history.maybe_cost, self._purse.settle(claim, hedge.answer)))
         if isinstance(hedge.answer, Reply) and history.started is not None:
             history.end(OVERTAKEN)
+
+    async def _end_a_hedge(self) -> None:
+        """Make room for a first attempt, which comes before any second."""
+        hedge = next(iter(self._hedges))
+        hedge.scope.cancel()
+        await hedge.done.wait()
 
     async def _first_of_both(self, history: _History, answer: Answer) -> Answer:
         """The first usable one of an attempt's `answer` and that of the one beside it; what the other took is counted."""

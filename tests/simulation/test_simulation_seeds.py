@@ -3,12 +3,16 @@
 `make simulation` lives through a million. `python tests/simulation/simulated_job.py 4711` tells the story of one.
 """
 
+from collections import Counter
 from decimal import Decimal
+from functools import partial
 
 import pytest
 import simulated_job
 
+from batchkit.engine.hedging import Hedging
 from batchkit.engine.purse import Purse
+from batchkit.rules import patience
 from batchkit.testing import FaultyDisk
 
 SEEDS = 2_000
@@ -112,6 +116,32 @@ def test_jobs_with_a_max_cost_stop_at_it_and_are_done_with_a_larger_one():
     stopped = [world for world in capped if any("MaxCostReached" in each for each in world.told)]
     assert len(stopped) > 5
     assert all(0 < world.bill <= world.max_cost for world in stopped)
+
+
+def test_attempts_that_are_given_up_and_second_ones_break_no_promise(monkeypatch):
+    """With impatience that these small jobs can feel: after three answers, and a little above what is usual."""
+    monkeypatch.setattr(patience, "_ENOUGH", 3)
+    monkeypatch.setattr(patience, "LEAST_S", 0.5)
+    monkeypatch.setattr(patience, "_TIMES", 1.2)
+    monkeypatch.setattr(simulated_job, "Settings", partial(simulated_job.Settings, hedge="100%"))
+    seen = Counter()
+
+    def counted(place, name):
+        decide = getattr(place, name)
+
+        def decided(*args, **kwargs):
+            yes = decide(*args, **kwargs)
+            seen[name] += yes
+            return yes
+
+        monkeypatch.setattr(place, name, decided)
+
+    counted(patience.Patience, "gives_up")
+    counted(Hedging, "begins")
+    totals = simulated_job.live_through_all(range(60))
+    assert totals.broken == []
+    assert (totals.lost, totals.doubled) == (0, 0)
+    assert min(seen["gives_up"], seen["begins"]) > 20
 
 
 class HerePool:

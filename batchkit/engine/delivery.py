@@ -7,7 +7,7 @@ failure, since most requests have none and its machinery costs as much as a good
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -109,7 +109,7 @@ class Delivery:
             self._hedging = Hedging(
                 hedge, answered=lambda: self.under_way.answered()[0], has_room=self._has_room
             )
-            self.under_way.slow = self._hedge
+            self.under_way.hedge = self._hedge
         self._purse = purse
         self._gate = gate
         self._policy = policy
@@ -265,10 +265,13 @@ class Delivery:
             and self._stop.cause is None
         )
 
-    def _hedge(self, group: TaskGroup, each: UnderWay, took: float) -> None:
-        if isinstance(each, _History) and self._hedging.begins(each, took):
-            each.hedge = Hedge()
-            group.start_soon(self._beside, each, each.hedge)
+    def _hedge(self, group: TaskGroup, under_way: Iterator[tuple[UnderWay, float]]) -> None:
+        if not self._hedging.affordable:
+            return
+        for each, took in under_way:
+            if self._hedging.begins(each, took) and isinstance(each, _History):
+                each.hedge = Hedge()
+                group.start_soon(self._beside, each, each.hedge)
 
     async def _beside(self, history: _History, hedge: Hedge) -> None:
         """A second attempt, until it is answered or not needed any more."""

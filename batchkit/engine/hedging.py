@@ -24,9 +24,6 @@ OVERTAKEN = Failure(
 )
 """What an attempt came to that was ended for the other's answer."""
 
-_SLOW = 0.95
-"""Beside an attempt that takes longer than that share of its like there is another."""
-
 
 class Hedge:
     """A second attempt."""
@@ -51,12 +48,17 @@ class Hedging:
         self._has_room = has_room
         self._hedges = 0
 
+    @property
+    def affordable(self) -> bool:
+        """Whether there may be one more now."""
+        return self._hedges + 1 <= self._share * self._answered() and self._has_room()
+
     def begins(self, each: UnderWay, took: float) -> bool:
         """Whether there is to be one beside an attempt that is under way for so long; it is counted then."""
-        if each.hedged or self._hedges + 1 > self._share * self._answered():
+        if each.hedged:
             return False
-        slow_s = each.patience.quantile(_SLOW, each.request.max_tokens)
-        if slow_s is None or took < slow_s or not self._has_room():
+        slow_s = each.patience.slow_s(each.request.max_tokens)
+        if slow_s is None or took < slow_s or not self.affordable:
             return False
         self._hedges += 1
         each.hedged = True

@@ -71,8 +71,8 @@ class Watch:
     def __init__(self, clock: Clock, *, patient: bool) -> None:
         self._clock = clock
         self._patient = patient
-        self.slow: Callable[[TaskGroup, UnderWay, float], None] | None = None
-        """Told of each attempt under way and for how long it is, ten times a second."""
+        self.hedge: Callable[[TaskGroup, Iterator[tuple[UnderWay, float]]], None] | None = None
+        """Told ten times a second of the attempts under way and for how long they are; what it begins is ended with `run`."""
         self.requests: dict[UnderWay, None] = {}
         """In the order in which they were taken up."""
         self._patience: dict[str | None, Patience] = {}
@@ -100,15 +100,14 @@ class Watch:
         async with anyio.create_task_group() as group:
             while True:
                 before = self._clock.now()
-                await self._clock.sleep(_LOOKED_AT_S if self.slow is None else _LOOKED_AT_OFTEN_S)
+                await self._clock.sleep(_LOOKED_AT_S if self.hedge is None else _LOOKED_AT_OFTEN_S)
                 now = self._clock.now()
                 if now - before >= _LOOKED_AT_S + _STALL_S:
                     continue
                 if self._patient:
                     self._give_up(now)
-                if self.slow is not None:
-                    for each, took in self._under_way_for(0.0, now):
-                        self.slow(group, each, took)
+                if self.hedge is not None:
+                    self.hedge(group, self._under_way_for(0.0, now))
 
     def _give_up(self, now: float) -> None:
         overdue: dict[Patience, list[tuple[UnderWay, float, Limit]]] = {}

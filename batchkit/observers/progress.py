@@ -24,6 +24,7 @@ Mode = Literal["auto", "bar", "log", "off"]
 
 _NARROWEST_BAR = 5
 _LONGEST_NOTE = 300
+_LONGEST_NAME = 40
 _DEFAULT_WIDTH = 80
 
 
@@ -78,15 +79,18 @@ def _parts(gauges: Gauges) -> Iterator[Part]:
             yield Part(
                 4, f"at least {cost}" if gauges.cost_is_partial else cost, cost + "+" * gauges.cost_is_partial
             )
-    if gauges.awaited:
-        named = [f"{printable(name)} (since {duration(seconds)})" for name, seconds in gauges.awaited]
-        more = ", …" if gauges.unfinished > len(named) else ""
-        requests = f"{gauges.unfinished:,} request" + "s" * (gauges.unfinished != 1)
-        yield Part(6, f"waiting for {requests}: {', '.join(named)}{more}", f"waiting for {named[0]}")
-    elif gauges.holding:
+    if gauges.holding and not gauges.awaited:
         detail = f": {printable(gauges.detail)}" if gauges.detail else ""
         yield Part(6, f"held back by {gauges.holding}{detail}", f"held by {gauges.holding}")
-    if gauges.seconds_left is not None:
+    if gauges.awaited:
+        # How long that takes nobody can tell, least of all by how long the others took.
+        named = [
+            f"{_line(name, _LONGEST_NAME)} (since {duration(seconds)})" for name, seconds in gauges.awaited
+        ]
+        more = ", …" if gauges.unfinished > len(named) else ""
+        requests = f"{gauges.unfinished:,} request" + "s" * (gauges.unfinished != 1)
+        yield Part(2, f"waiting for {requests}: {', '.join(named)}{more}", f"waiting for {named[0]}")
+    elif gauges.seconds_left is not None:
         yield Part(2, f"{duration(gauges.seconds_left)} left", f"{duration(gauges.seconds_left)} left")
 
 
@@ -234,7 +238,7 @@ def _thousands(value: float) -> str:
     return f"{value / 1000:.0f}k" if value < 999_500 else f"{value / 1e6:.1f}M"
 
 
-def _line(text: str) -> str:
+def _line(text: str, longest: int = _LONGEST_NOTE) -> str:
     """`text` on one line that no stranger's message can make long or use to steer the terminal."""
     text = printable(" ".join(text.split()))
-    return text if len(text) <= _LONGEST_NOTE else text[: _LONGEST_NOTE - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -51,7 +51,17 @@ class Limit:
 class Patience:
     """What the answers of one model tell in one run."""
 
-    __slots__ = ("_answers", "_doubts", "_known", "_known_at", "_right", "answered", "answering_s")
+    __slots__ = (
+        "_answers",
+        "_doubts",
+        "_known",
+        "_known_at",
+        "_limits",
+        "_right",
+        "_slow_s",
+        "answered",
+        "answering_s",
+    )
 
     def __init__(self) -> None:
         self.answered = 0
@@ -63,6 +73,8 @@ class Patience:
         self._doubts = self._right = 0
         self._known: dict[int, list[float]] = {}
         self._known_at = 0
+        self._limits: dict[int, Limit | None] = {}
+        self._slow_s: dict[int, float | None] = {}
 
     def learn(self, seconds: float, usage: Usage | None, most_tokens: int | None) -> None:
         """An answer came after `seconds` that took this; its request allowed `most_tokens`, None for any."""
@@ -72,17 +84,23 @@ class Patience:
 
     def limit(self, most_tokens: int | None) -> Limit | None:
         """How long to wait for an answer of up to `most_tokens`; None while too little is known."""
-        like = self._like(most_tokens)
-        if not like:
-            return None
-        least = sum(map(len, like)) / _RARE
-        usual_s = max(_quantile(took, 0.99) for took in like if len(took) >= least)
-        return Limit(max(LEAST_S, _TIMES * usual_s), usual_s)
+        self._look()
+        size = _size(None, most_tokens)
+        if size not in self._limits:
+            like = self._like(size)
+            least = sum(map(len, like)) / _RARE
+            usual_s = max((_quantile(took, 0.99) for took in like if len(took) >= least), default=0.0)
+            self._limits[size] = Limit(max(LEAST_S, _TIMES * usual_s), usual_s) if like else None
+        return self._limits[size]
 
-    def quantile(self, share: float, most_tokens: int | None) -> float | None:
-        """The seconds in which that share of the answers came that may be as long; None while too little is known."""
-        like = self._like(most_tokens)
-        return _quantile(sorted(seconds for took in like for seconds in took), share) if like else None
+    def slow_s(self, most_tokens: int | None) -> float | None:
+        """In how many seconds 95 of 100 of the answers came that may be as long; None while too little is known."""
+        self._look()
+        size = _size(None, most_tokens)
+        if size not in self._slow_s:
+            took = sorted(seconds for alike in self._like(size) for seconds in alike)
+            self._slow_s[size] = _quantile(took, 0.95) if took else None
+        return self._slow_s[size]
 
     def gives_up(self, *, overdue: int, answered: int) -> bool:
         """Whether an attempt that is overdue is to be given up, and counts as a doubt from then on.
@@ -99,16 +117,19 @@ class Patience:
         self._doubts -= 1
         self._right += 1
 
-    def _like(self, most_tokens: int | None) -> list[list[float]]:
-        """What those took, in order, that may be compared with an answer of up to `most_tokens`, by length; [] if too few."""
-        if self._known_at != self.answered:
-            self._known_at = self.answered
-            self._known = {}
-            for seconds, tokens, allowed in self._answers:
-                self._known.setdefault(_size(tokens, allowed), []).append(seconds)
-            for took in self._known.values():
-                took.sort()
-        most = _size(None, most_tokens)
+    def _look(self) -> None:
+        """Sort the latest answers by length, unless there is none that was not seen yet."""
+        if self._known_at == self.answered:
+            return
+        self._known_at = self.answered
+        self._known, self._limits, self._slow_s = {}, {}, {}
+        for seconds, tokens, allowed in self._answers:
+            self._known.setdefault(_size(tokens, allowed), []).append(seconds)
+        for took in self._known.values():
+            took.sort()
+
+    def _like(self, most: int) -> list[list[float]]:
+        """What those took, in order, that may be compared with one of up to that size, by their own; [] if they are too few."""
         like = [took for size, took in self._known.items() if size <= most]
         if sum(map(len, like)) < _ENOUGH:
             # Longer ones take longer, which is on the safe side.

@@ -61,6 +61,27 @@ def test_a_log_line_says_it_all():
     )
 
 
+AT_ITS_END = replace(
+    GAUGES, awaited=(("review-17", 42.0), ("b\x1b[2J", 3.2), (50 * "c", 0.1)), unfinished=4, holding="server"
+)
+
+
+def test_near_its_end_a_log_line_names_what_is_waited_for():
+    stream = io.StringIO()
+    ProgressLog(stream).tick(AT_ITS_END)
+    ProgressLog(stream).tick(replace(AT_ITS_END, awaited=AT_ITS_END.awaited[:1], unfinished=1))
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith(
+        f", waiting for 4 requests: review-17 (since 42 s), b\\x1b[2J (since 3.2 s), {39 * 'c'}… (since 0.1 s), …"
+    )
+    assert second.endswith(", waiting for 1 request: review-17 (since 42 s)")
+    assert "held back" not in first + second
+
+
+def test_near_its_end_a_bar_names_the_one_that_is_waited_for_longest():
+    assert "waiting for review-17 (since 42 s)" in layout(AT_ITS_END, 79)
+
+
 def test_what_is_not_known_is_left_out():
     stream = io.StringIO()
     ProgressLog(stream).tick(BEFORE_IT_IS_KNOWN)

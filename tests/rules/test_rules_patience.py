@@ -21,7 +21,7 @@ def told(*answers: tuple[int, float, int], most_tokens: int | None = None) -> Pa
 
 def test_before_a_hundred_answers_nothing_is_known():
     assert told((99, 1.0, 100)).limit(None) is None
-    assert told((99, 1.0, 100)).quantile(0.95, None) is None
+    assert told((99, 1.0, 100)).slow_s(None) is None
     assert told((100, 1.0, 100)).limit(None) is not None
 
 
@@ -70,10 +70,10 @@ def test_what_was_long_ago_is_forgotten():
     assert (patience.answered, patience.answering_s) == (7000, 502_000.0)
 
 
-def test_a_share_of_all_that_may_be_as_long():
+def test_an_attempt_is_slow_after_what_95_of_100_took_that_may_be_as_long():
     patience = told((94, 1.0, 100), (5, 3.0, 100), (1, 9.0, 100), (100, 50.0, 5000))
-    assert patience.quantile(0.95, 100) == 3.0
-    assert patience.quantile(0.95, None) == 50.0
+    assert patience.slow_s(100) == 3.0
+    assert patience.slow_s(None) == 50.0
 
 
 def test_where_all_wait_nobody_is_given_up():

@@ -15,6 +15,8 @@ from typing import Any
 
 __all__ = [
     "METADATA_VALUE_CHARS",
+    "Announced",
+    "AnnouncedLimit",
     "Answer",
     "BadLine",
     "Billed",
@@ -155,12 +157,35 @@ class FailureKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class AnnouncedLimit:
+    """What an answer's headers say of one limit: `limit` in a window, `remaining` of it, `reset_s` until all of it is there again.
+
+    `window_s` is the window's length where it is said. Times are seconds; None is what is not said. `rounded` tells that the reset
+    is told in whole seconds.
+    """
+
+    limit: float
+    remaining: float | None = None
+    reset_s: float | None = None
+    window_s: float | None = None
+    rounded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What an answer's headers say of the limits on requests and on tokens; None where they say nothing."""
+
+    requests: AnnouncedLimit | None = None
+    tokens: AnnouncedLimit | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """A usable completion. `body` is the provider's JSON object as it came, on one line.
 
     `usage` is None when the provider gave none that can be believed; `model` is the one that answered, "" if unnamed.
     `gateway_retries` is how often a gateway asked the provider again before it had this answer. `from_cache` tells that it had
-    it already: nothing was billed.
+    it already: nothing was billed. `announced` are the limits it came with, in those answers whose headers were looked at.
     """
 
     status: int
@@ -171,6 +196,7 @@ class Reply:
     finish_reason: str | None = None
     gateway_retries: int = 0
     from_cache: bool = False
+    announced: Announced | None = None
 
     @property
     def truncated(self) -> bool:
@@ -188,6 +214,7 @@ class Failure:
     `should_retry` is the server's own word (`x-should-retry`), None if it said nothing.
     `maybe_billed` is true when the provider may have worked, and charged, without our seeing the answer.
     `gateway_retries` is how often a gateway asked the provider again, -1 if it did so as often as it was told to.
+    `announced` are the limits it came with, in those answers whose headers were looked at.
     """
 
     kind: FailureKind
@@ -202,6 +229,7 @@ class Failure:
     should_retry: bool | None = None
     maybe_billed: bool = False
     gateway_retries: int = 0
+    announced: Announced | None = None
 
 
 Answer = Reply | Failure

@@ -30,7 +30,17 @@ from virtual_time import VirtualClock
 from batchkit.engine.delivery import Delivery
 from batchkit.engine.gate import Gate
 from batchkit.engine.stop import Stop
-from batchkit.records import Answer, Failure, FailureKind, Reply, Request, Trace, Usage
+from batchkit.records import (
+    Announced,
+    AnnouncedLimit,
+    Answer,
+    Failure,
+    FailureKind,
+    Reply,
+    Request,
+    Trace,
+    Usage,
+)
 from batchkit.rules.pacing import Pacer
 from batchkit.rules.retry import RetryPolicy
 from batchkit.rules.retry_budget import RetryBudget
@@ -52,7 +62,8 @@ class Limit:
     """What a provider takes of one model; whatever is None or zero is not limited."""
 
     per_s: Callable[[float], float] | None = None
-    """Requests a second at a moment: a bucket of one second's worth."""
+    """Requests a second at a moment: a bucket of so many seconds' worth."""
+    burst_s: float = 1.0
     tokens_per_s: float | None = None
     in_flight: int | None = None
     """Refuses beyond so many at once."""
@@ -64,6 +75,8 @@ class Limit:
     """The Retry-After of every refusal."""
     stray: float = 0.0
     """The share of requests that are refused for no reason."""
+    announced: float | None = None
+    """What all answers announce: the limit times this; None is nothing."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,11 @@ ROWS: Mapping[str, Row] = {
     "200 in flight": Row(one(in_flight=200)),
     "slow beyond 200": Row(one(slots=200), seconds=600.0),
     "tokens": Row(one(tokens_per_s=25_000.0), mixed_sizes=True),
+    "50/s, announced": Row(one(per_s=steady(PER_S), announced=1.0)),
+    "50/s by the minute": Row(one(per_s=steady(PER_S), burst_s=60.0, announced=1.0)),
+    "tokens, announced": Row(one(tokens_per_s=25_000.0, announced=1.0), mixed_sizes=True),
+    "announced fourfold": Row(one(per_s=steady(PER_S), announced=4.0)),
+    "a tenth announced": Row(one(per_s=steady(PER_S), announced=0.1)),
     "two models": Row(
         {"m": Limit(per_s=steady(PER_S)), "n": Limit(per_s=steady(5.0))}, shares={"m": 10.0, "n": 1.0}
     ),
@@ -130,13 +148,20 @@ class Provider:
             if limit.refusal_costs:
                 self._levels[model] -= limit.refusal_costs
             self.refused += 1
+            announced = self._announced(model)
             await self._clock.sleep(REFUSED_S)
             return Failure(
-                FailureKind.RATE_LIMITED, "rate_limit_exceeded", "slow down", 429, retry_after=limit.hint
+                FailureKind.RATE_LIMITED,
+                "rate_limit_exceeded",
+                "slow down",
+                429,
+                retry_after=limit.hint,
+                announced=announced,
             )
         self._levels[model] -= 1.0
         size = tokens_of(request)
         self._token_levels[model] -= size
+        announced = self._announced(model)
         takes_s = self._random.lognormvariate(math.log(MEDIAN_S), SIGMA)
         self.in_flight[model] += 1
         served = self._served[model]
@@ -149,7 +174,7 @@ class Provider:
         self.freed.set()
         self.answered.append(self._clock.now())
         prompt = len(request.body) // 4
-        return Reply(200, "", b"{}", model, Usage(prompt, size - prompt, size), "stop")
+        return Reply(200, "", b"{}", model, Usage(prompt, size - prompt, size), "stop", announced=announced)
 
     def against(self, request: Request) -> float | None:
         """None if `request` is taken now; else the seconds until it may be, infinite until another is answered."""
@@ -159,7 +184,7 @@ class Provider:
         wait = 0.0
         if limit.per_s is not None:
             rate = limit.per_s(now)
-            level = self._levels[model] = min(rate, self._levels[model] + passed * rate)
+            level = self._levels[model] = min(rate * limit.burst_s, self._levels[model] + passed * rate)
             if level < 1.0 - 1e-9:
                 wait = (1.0 - level) / rate if rate else 1.0
         if limit.tokens_per_s is not None:
@@ -171,6 +196,26 @@ class Provider:
         if limit.in_flight is not None and self.in_flight[model] >= limit.in_flight:
             wait = math.inf
         return wait or None
+
+    def _announced(self, model: str) -> Announced | None:
+        """As OpenAI's headers have it: the limit a minute, what is left of it now, and when all of it is there again."""
+        limit = self._limits[model]
+        if limit.announced is None:
+            return None
+        requests = tokens = None
+        if limit.per_s is not None:
+            rate = limit.per_s(self._clock.now())
+            requests = _announced(limit.announced, rate, rate * limit.burst_s, self._levels[model])
+        if limit.tokens_per_s is not None:
+            rate = limit.tokens_per_s
+            tokens = _announced(limit.announced, rate, rate, self._token_levels[model])
+        return Announced(requests, tokens)
+
+
+def _announced(factor: float, rate: float, capacity: float, level: float) -> AnnouncedLimit:
+    return AnnouncedLimit(
+        round(60.0 * rate * factor), max(0, int(level * factor)), round((capacity - level) / rate, 3)
+    )
 
 
 def tokens_of(request: Request) -> int:

@@ -12,13 +12,18 @@ from typing import NamedTuple
 
 from batchkit.endpoint import bounds
 from batchkit.endpoint.decoding import CutShort, TooLarge, Unreadable, decoded
+from batchkit.formats.announcements import read_announced
 from batchkit.formats.completions import read_answer, read_request_id, text_body
 from batchkit.formats.headers import EndpointAddress
-from batchkit.records import Answer, Failure, FailureKind
+from batchkit.records import Answer, Failure, FailureKind, Reply
 
 __all__ = ["Head", "Judge"]
 
 _KEY_SHOWN = b"[key]"
+
+_HEEDED_AT_FIRST = 32
+_HEEDED_EVERY_S = 0.05
+"""So often the limits that answers announce are read, after the first few; those of refusals always are."""
 
 
 class Head(NamedTuple):
@@ -36,6 +41,8 @@ class Judge:
         self._secrets = address.secrets
         self._host = host
         self._timeout = timeout
+        self._heeded = 0
+        self._heeded_at = 0.0
 
     # --- answers ---
 
@@ -58,7 +65,11 @@ class Judge:
                     request_id=read_request_id(self._headers(head)),
                     maybe_billed=True,
                 )
-        answer = read_answer(head.status, self._headers(head), self._redacted(body), time())
+        now = time()
+        headers = self._headers(head)
+        answer = read_answer(head.status, headers, self._redacted(body), now)
+        if self._heeds(answer, now) and (announced := read_announced(headers, now)) is not None:
+            answer = replace(answer, announced=announced)
         if isinstance(answer, Failure):
             # A key may have been spelled with escapes until the words were read.
             code, message = (
@@ -68,6 +79,19 @@ class Judge:
             if (code, message) != (answer.code, answer.message):
                 answer = replace(answer, code=code, message=message)
         return answer
+
+    def _heeds(self, answer: Answer, now: float) -> bool:
+        """Whether the limits that `answer` announces are worth reading. What a cache answers says nothing of the provider."""
+        if isinstance(answer, Reply):
+            if answer.from_cache:
+                return False
+        elif answer.kind is FailureKind.RATE_LIMITED:
+            return True
+        if self._heeded >= _HEEDED_AT_FIRST and abs(now - self._heeded_at) < _HEEDED_EVERY_S:
+            return False
+        self._heeded += 1
+        self._heeded_at = now
+        return True
 
     def cut(self, head: Head, body: bytes) -> Failure:
         """The connection was lost in the middle of the body, of which so much came."""

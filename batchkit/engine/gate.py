@@ -220,6 +220,8 @@ class Gate:
         self._places += 1
         now = self._clock.now()
         lane = self._lane(request.model)
+        if answer.announced is not None:
+            lane.pacer.announced(now, answer.announced, reserved)
         if isinstance(answer, Failure):
             if answer.kind in (FailureKind.RATE_LIMITED, FailureKind.OVERLOADED):
                 lane.pacer.refused(now, answer.retry_after, reserved)

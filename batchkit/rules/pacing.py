@@ -17,6 +17,10 @@ begin anew, and raises the limit a little; one below it is a stray and changes n
 about one refusal in two hundred starts, one that rises is followed in half a minute, and a server that refuses one in a
 hundred for no reason is not slowed down.
 
+*Announced.* Where answers announce limits (`rules.announcing`), as much begins as they say is left, and then the announced
+rate stands as one that was found: from the first refusal on, or once what was left is used. It is a belief and no law: refusals
+below it lower it, and where nothing is refused the rate rises beyond it.
+
 What is counted is requests, or tokens once those that were refused are clearly larger than the others. A limit on how many are
 in flight shows in the same way and is told apart by `rules.crowding`.
 
@@ -27,6 +31,8 @@ from __future__ import annotations
 
 from math import inf
 
+from batchkit.records import Announced
+from batchkit.rules.announcing import Announcements
 from batchkit.rules.budget import Budget, Ceilings, Reservation
 from batchkit.rules.crowding import Crowd
 
@@ -70,6 +76,13 @@ _MEASURED_S = 2.0
 _MEASURED_STARTS = 40.0
 _SHORTEST_MEASURED_S = 0.25
 _FEWEST = 8
+
+_LEFT = 0.9
+"""The share of what is announced to be left that is begun before the announced rate is kept: others may use the key too."""
+_AS_ANNOUNCED = 0.1
+"""A limit that was moved by a larger share than this is one that was found."""
+_BINDING = 0.9
+"""Requests are counted instead of tokens, or these instead of those, where the others would allow less than this share."""
 
 _TELLING = 25
 """So many refusals tell by their size whether tokens are what is limited."""
@@ -134,6 +147,12 @@ class Pacer:
         # Which of the two is limited.
         self._sized = 0
         self._sized_tokens = 0.0
+        # Announced: a minute's requests and tokens, what of the cost may begin before they count, and as what they were put in force.
+        self._announcements = Announcements()
+        self._told: tuple[float | None, float | None] = (None, None)
+        self._left_until = inf
+        self._left_said_at = -inf
+        self._seeded = 0.0
 
     def another(self) -> Pacer:
         """A pacer for another model under the same ceilings."""
@@ -151,7 +170,7 @@ class Pacer:
 
     @property
     def found(self) -> bool:
-        """Whether a rate was found by refusals, be it in force or above what is given."""
+        """Whether a rate was found by refusals or announced, be it in force or above what is given."""
         return self._pace.per_s is not None
 
     @property
@@ -179,7 +198,11 @@ class Pacer:
     @property
     def counts_tokens(self) -> bool:
         """Whether a forecast of tokens is worth making."""
-        return self.ceilings.tokens.per_s is not None or self._pace.per_s is not None
+        return (
+            self.ceilings.tokens.per_s is not None
+            or self._pace.per_s is not None
+            or self._told[1] is not None
+        )
 
     def used(self, now: float) -> float:
         """The share of the rate in force that starts use, from 0 to 1; 0.0 without one."""
@@ -204,6 +227,9 @@ class Pacer:
         elif self._pace.per_s is not None:
             if now - self._grown_at >= _GROWN_EVERY_S:
                 self._grow(now)
+            wait = self._pace.wait(now, tokens if self._in_tokens else 1.0)
+        elif self._spent >= self._left_until:
+            self._seed(now)
             wait = self._pace.wait(now, tokens if self._in_tokens else 1.0)
         elif self._free is not None:
             wait = self._wait_for_proof(now)
@@ -285,6 +311,8 @@ class Pacer:
         self.in_flight -= 1
         self._refused += 1
         self.ceilings.settle(now, reserved, 0.0, usual=False)
+        if self._pace.per_s is None and self._left_until < inf:
+            self._seed(now)
         self._anchor(now, reserved)
         if reserved.at <= self._lowered_at:
             # It began before the rate was last lowered, and tells nothing of the present one.
@@ -426,6 +454,63 @@ class Pacer:
         self._in_tokens = False
         self._free = None
         self._score = 0.0
+        self._left_until = inf
+
+    # --- announced ---
+
+    def announced(self, now: float, announced: Announced, reserved: Reservation) -> None:
+        """The answer to an attempt announced limits. To be called before `accepted` or `refused`, which end the attempt."""
+        requests, tokens = self._announcements.hear(announced)
+        if requests is None and tokens is None:
+            return
+        before = self._told
+        self._told = told = (
+            before[0] if requests is None else requests.per_minute,
+            before[1] if tokens is None else tokens.per_minute,
+        )
+        if self._pace.per_s is None:
+            if self._crowd.bound is None and reserved.at >= self._left_said_at:
+                self._left_said_at = reserved.at
+                left = inf if requests is None else requests.left
+                if tokens is not None and self._tokens_each:
+                    left = min(left, tokens.left / self._tokens_each)
+                self._left_until = reserved.spent + _LEFT * left
+            return
+        changed = any(then not in (None, it_is) for then, it_is in zip(before, told, strict=True))
+        as_announced = self._limit is None or abs(self._limit - self._seeded) <= _AS_ANNOUNCED * self._seeded
+        if changed or (as_announced and self._binding()[1] is not self._in_tokens):
+            self._seed(now)
+
+    def _binding(self) -> tuple[float, bool]:
+        """The announced limit a second that allows less, and whether it is the one on tokens."""
+        requests, tokens = self._told
+        if tokens is None or (requests is not None and not self._tokens_each):
+            return (requests or inf) / 60.0, False
+        if requests is None:
+            return tokens / 60.0, True
+        share = tokens / self._tokens_each / requests
+        if share < (1.0 / _BINDING if self._in_tokens else _BINDING):
+            return tokens / 60.0, True
+        return requests / 60.0, False
+
+    def _seed(self, now: float) -> None:
+        """Put the announced limit in force, as one that was found just now."""
+        limit, in_tokens = self._binding()
+        if in_tokens is not self._in_tokens:
+            each = max(1.0, self._tokens_each)
+            self._spent *= each if in_tokens else 1.0 / each
+            self._in_tokens = in_tokens
+            self._pace = Budget(None)
+        self._limit = self._seeded = limit
+        self._guessed = False
+        self._free = None
+        self._left_until = inf
+        self._anchors = None
+        self._score, self._scored = 0.0, self._started
+        self._dry = 0
+        self._spent_before = self._spent
+        self._lowered_at = self._clean_since = now
+        self._pace.change(now, (1.0 - _BELOW) * limit)
 
     def _weigh(self, tokens: float) -> None:
         """Whether tokens are limited or requests: the larger a request, the sooner a limit on tokens refuses it."""

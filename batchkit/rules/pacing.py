@@ -79,6 +79,8 @@ _FEWEST = 8
 
 _LEFT = 0.9
 """The share of what is announced to be left that is begun before the announced rate is kept: others may use the key too."""
+_PLENTY = 0.5
+"""Where a larger share than this is left, though as much begins as was announced, there is more: a gateway has several keys."""
 _AS_ANNOUNCED = 0.1
 """A limit that was moved by a larger share than this is one that was found."""
 _BINDING = 0.9
@@ -476,10 +478,14 @@ class Pacer:
                     left = min(left, tokens.left / self._tokens_each)
                 self._left_until = reserved.spent + _LEFT * left
             return
-        changed = any(then not in (None, it_is) for then, it_is in zip(before, told, strict=True))
+        changed = any(then not in (None, now_is) for then, now_is in zip(before, told, strict=True))
         as_announced = self._limit is None or abs(self._limit - self._seeded) <= _AS_ANNOUNCED * self._seeded
         if changed or (as_announced and self._binding()[1] is not self._in_tokens):
             self._seed(now)
+        elif as_announced:
+            self._guessed = all(
+                each is None or each.left > _PLENTY * each.per_minute for each in (requests, tokens)
+            )
 
     def _binding(self) -> tuple[float, bool]:
         """The announced limit a second that allows less, and whether it is the one on tokens."""

@@ -10,7 +10,7 @@ import pytest
 from batchkit.engine.gate import Gate
 from batchkit.engine.stop import Stop
 from batchkit.errors import Interrupted
-from batchkit.records import Request
+from batchkit.records import Announced, AnnouncedLimit, Request
 from batchkit.rules.pacing import Pacer, Reservation
 from batchkit.testing import ManualClock, failure, reply
 
@@ -48,6 +48,21 @@ async def test_a_model_at_its_limit_holds_up_no_other():
         group.start_soon(one, slow)
         group.start_soon(one, fast)
     assert passed == [("fast", 0.0), ("slow", pytest.approx(60.0, abs=0.1))]
+
+
+async def test_a_limit_that_answers_announce_is_that_of_their_model():
+    clock, stop = ManualClock(), Stop()
+    gate = Gate(Pacer(), clock, stop)
+    told, other = replace(ask(), model="told"), replace(ask(), model="other")
+    announced = Announced(AnnouncedLimit(600, 0, window_s=60.0))
+    for request in (told, other) * 3:
+        reserved = await gate.admit(request)
+        assert reserved is not None
+        answer = replace(reply(), announced=announced if request is told else None)
+        gate.settle(request, answer, reserved)
+    await gate.admit(told)
+    assert gate.pacers["told"].limit_per_minute == (600, "requests")
+    assert gate.pacers["other"].limit_per_minute is None
 
 
 async def test_as_many_models_as_lines_take_no_more_memory():

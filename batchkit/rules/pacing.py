@@ -153,7 +153,7 @@ class Pacer:
         self._announcements = Announcements()
         self._told: tuple[float | None, float | None] = (None, None)
         self._left_until = inf
-        self._left_said_at = -inf
+        self._said_at = -inf
         self._seeded = 0.0
 
     def another(self) -> Pacer:
@@ -314,7 +314,9 @@ class Pacer:
         self._refused += 1
         self.ceilings.settle(now, reserved, 0.0, usual=False)
         if self._pace.per_s is None and self._left_until < inf:
-            self._seed(now)
+            seconds, started, _ = self._recent(now)
+            if started >= self._binding_per_s() * max(_SURVIVED_S, seconds):
+                self._seed(now)
         self._anchor(now, reserved)
         if reserved.at <= self._lowered_at:
             # It began before the rate was last lowered, and tells nothing of the present one.
@@ -462,6 +464,10 @@ class Pacer:
 
     def announced(self, now: float, announced: Announced, reserved: Reservation) -> None:
         """The answer to an attempt announced limits. To be called before `accepted` or `refused`, which end the attempt."""
+        if reserved.at < self._said_at:
+            # It is older news than what came before.
+            return
+        self._said_at = reserved.at
         requests, tokens = self._announcements.hear(announced)
         if requests is None and tokens is None:
             return
@@ -471,15 +477,19 @@ class Pacer:
             before[1] if tokens is None else tokens.per_minute,
         )
         if self._pace.per_s is None:
-            if self._crowd.bound is None and reserved.at >= self._left_said_at:
-                self._left_said_at = reserved.at
+            if self._crowd.bound is None:
                 left = inf if requests is None else requests.left
                 if tokens is not None and self._tokens_each:
                     left = min(left, tokens.left / self._tokens_each)
                 self._left_until = reserved.spent + _LEFT * left
             return
         changed = any(then not in (None, now_is) for then, now_is in zip(before, told, strict=True))
-        as_announced = self._limit is None or abs(self._limit - self._seeded) <= _AS_ANNOUNCED * self._seeded
+        if self._limit is None:
+            # A rate that was guessed from refusals before anything was believed.
+            as_announced = False
+            changed = self._binding_per_s() < (self.per_s or 0.0)
+        else:
+            as_announced = abs(self._limit - self._seeded) <= _AS_ANNOUNCED * self._seeded
         if changed or (as_announced and self._binding()[1] is not self._in_tokens):
             self._seed(now)
         elif as_announced:
@@ -498,6 +508,11 @@ class Pacer:
         if share < (1.0 / _BINDING if self._in_tokens else _BINDING):
             return tokens / 60.0, True
         return requests / 60.0, False
+
+    def _binding_per_s(self) -> float:
+        """The announced limit in force, or to be, in requests a second."""
+        limit, in_tokens = self._binding()
+        return limit / max(1.0, self._tokens_each) if in_tokens else limit
 
     def _seed(self, now: float) -> None:
         """Put the announced limit in force, as one that was found just now."""

@@ -160,3 +160,23 @@ def test_what_older_attempts_were_told_is_left_does_not_count_any_more():
     pacer.announced(3.0, Announced(minute(600, 500)), old)
     assert pacer.wait(3.0) >= 0.0
     assert pacer.per_s == pytest.approx(9.8)
+
+
+@pytest.mark.parametrize(("limit", "per_s"), [(60, 0.98), (60_000, None)])
+def test_a_refusal_is_laid_to_an_announced_limit_only_where_as_much_began(limit, per_s):
+    pacer = Pacer()
+    told(pacer, Announced(minute(limit, limit)))
+    reserved = reservation(pacer, 1.0)
+    pacer.refused(1.05, None, reserved)
+    assert pacer.per_s == (None if per_s is None else pytest.approx(per_s))
+
+
+def test_news_that_is_older_than_the_last_is_not_heard():
+    """A slow answer tells how it was when it began."""
+    pacer = Pacer()
+    old = [reservation(pacer, 1.0) for _ in range(3)]
+    told(pacer, Announced(minute(1200)), now=2.0)
+    for reserved in old:
+        pacer.announced(3.0, Announced(minute(3000)), reserved)
+    pacer.wait(3.0)
+    assert pacer.limit_per_minute == (1200, "requests")

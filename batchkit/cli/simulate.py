@@ -70,6 +70,9 @@ def add_parser(subparsers: Subparsers) -> None:
     _add(group, "--rpm", "rpm", int, "N", "requests a minute")
     _add(group, "--tpm", "tpm", int, "N", "tokens a minute")
     _add(group, "--max-in-flight", "max_in_flight", int, "N", "requests worked on at once")
+    _add(group, "--refusal-cost", "refusal_cost", int, "N", "requests that each refusal takes out of --rpm")
+    group.add_argument("--hide-limits", action="store_true", help="tell no limit, nor when to come again")
+    _add(group, "--retry-after-s", "retry_after_s", float, "S", "the Retry-After of every refusal by a limit")
     _add(group, "--quota", "quota", int, "N", "billed answers after which the account is empty")
     group.add_argument(
         "--refuse-key", action="store_true", help="refuse every request as one with a wrong key"

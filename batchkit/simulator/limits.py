@@ -20,7 +20,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A request that is not let in: by which limit, and in how many seconds it may be; None is never."""
+    """A request that is not let in: by which limit, and in how many seconds it may be; None where that is never, or not told."""
 
     limit: Literal["requests", "tokens"]
     message: str
@@ -75,6 +75,9 @@ class Limits:
         self._requests = Bucket(settings.rpm) if settings.rpm is not None else None
         self._tokens = Bucket(settings.tpm) if settings.tpm is not None else None
         self._max_in_flight = settings.max_in_flight
+        self._refusal_cost = settings.refusal_cost
+        self._hidden = settings.hide_limits
+        self._retry_after_s = settings.retry_after_s
 
     def admit(self, now: float, *, tokens: int, in_flight: int) -> Refusal | None:
         """Let a request of so many `tokens` in (None), or say what is against it, with `in_flight` being worked on."""
@@ -82,12 +85,17 @@ class Limits:
             return Refusal(
                 "requests",
                 f"Too many requests at once: Limit {self._max_in_flight}, Used {in_flight}.",
-                retry_after_s=1,
+                self._hint(1),
             )
         if self._requests is not None and (wait := self._requests.wait(now, 1)):
             limit = self._requests.per_minute
+            if self._refusal_cost:
+                self._requests.take(now, self._refusal_cost)
+                wait = self._requests.wait(now, 1)
             return Refusal(
-                "requests", f"Rate limit reached on requests per min (RPM): Limit {limit}, Requested 1.", wait
+                "requests",
+                f"Rate limit reached on requests per min (RPM): Limit {limit}, Requested 1.",
+                self._hint(wait),
             )
         if self._tokens is not None:
             limit = self._tokens.per_minute
@@ -101,7 +109,7 @@ class Limits:
                 return Refusal(
                     "tokens",
                     f"Rate limit reached on tokens per min (TPM): Limit {limit}, Requested {tokens}.",
-                    wait,
+                    self._hint(wait),
                 )
             self._tokens.take(now, tokens)
         if self._requests is not None:
@@ -109,13 +117,21 @@ class Limits:
         return None
 
     def standings(self, now: float) -> list[Standing]:
-        """How the limits of rate stand, those that are set."""
-        standings = []
+        """How the limits of rate stand, those that are set and told."""
+        standings: list[Standing] = []
+        if self._hidden:
+            return standings
         if self._requests is not None:
             standings.append(_standing("requests", self._requests, now))
         if self._tokens is not None:
             standings.append(_standing("tokens", self._tokens, now))
         return standings
+
+    def _hint(self, wait: float) -> float | None:
+        """What a refusal says of coming again, when there will be room after `wait` seconds."""
+        if self._retry_after_s is not None:
+            return self._retry_after_s
+        return None if self._hidden else wait
 
 
 def _standing(limit: Literal["requests", "tokens"], bucket: Bucket, now: float) -> Standing:

@@ -68,6 +68,12 @@ class SimulatorSettings:
     """Tokens a minute, prompt and the most an answer may have (its median where the request does not say)."""
     max_in_flight: int | None = None
     """Requests worked on at once; None is no limit."""
+    refusal_cost: int = 0
+    """Requests that each refusal for `rpm` takes out of it, as with providers that count what they refuse."""
+    hide_limits: bool = False
+    """Tell nothing of the limits: neither where they stand nor, unless `retry_after_s` is given, when to come again."""
+    retry_after_s: float | None = None
+    """When every refusal by a limit says to come again; None is when there will be room."""
     refuse_key: bool = False
     """Refuse every request as one with a wrong key."""
     quota: int | None = None
@@ -88,8 +94,10 @@ class SimulatorSettings:
         for name in ("rpm", "tpm", "max_in_flight"):
             if getattr(self, name) is not None:
                 self._check(name, above_zero=True)
-        if self.quota is not None:
-            self._check("quota")
+        for name in ("quota", "retry_after_s"):
+            if getattr(self, name) is not None:
+                self._check(name)
+        self._check("refusal_cost")
         self._check("fault_times", above_zero=True)
         if not 0 <= self.port <= 65_535:
             raise UsageError(f"port is {self.port}: a port is a number from 0 (any free one) to 65535.")

@@ -168,7 +168,7 @@ def model_list() -> bytes:
 
 
 def retry_headers(refusal: Refusal) -> dict[str, str]:
-    """When to come again; nothing where that is never."""
+    """When to come again; nothing where that is never or not told."""
     if refusal.retry_after_s is None:
         return {}
     return {

@@ -50,16 +50,24 @@ def test_every_setting_has_its_option(served):
         "rpm": 7,
         "tpm": 8,
         "max_in_flight": 9,
+        "refusal_cost": 3,
+        "retry_after_s": 30.0,
         "quota": 10,
         "fault_times": 2,
         "ledger": "ledger.jsonl",
     }
     argv = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    args = parse(*argv, "--instant", "--refuse-key", "--fault", "500=0.1", "--fault", "cut=0.2")
+    args = parse(
+        *argv, "--instant", "--hide-limits", "--refuse-key", "--fault", "500=0.1", "--fault", "cut=0.2"
+    )
     args.command(args)
-    expected = SimulatorSettings(**options, instant=True, refuse_key=True, faults={"500": 0.1, "cut": 0.2})
+    expected = SimulatorSettings(
+        **options, instant=True, hide_limits=True, refuse_key=True, faults={"500": 0.1, "cut": 0.2}
+    )
     assert served == [expected]
-    assert {*options, "instant", "refuse_key", "faults"} == set(SimulatorSettings.__dataclass_fields__)
+    assert {*options, "instant", "hide_limits", "refuse_key", "faults"} == set(
+        SimulatorSettings.__dataclass_fields__
+    )
 
 
 @pytest.mark.parametrize("words", ["500", "500=", "=x", "500=often"])

@@ -7,7 +7,7 @@ from batchkit.simulator.limits import Bucket, Limits
 from batchkit.simulator.settings import SimulatorSettings
 
 
-def limits(**options: int) -> Limits:
+def limits(**options: float) -> Limits:
     return Limits(SimulatorSettings(**options))
 
 
@@ -74,6 +74,28 @@ def test_at_most_so_many_are_in_flight():
     assert rules.admit(0, tokens=1, in_flight=1) is None
     assert rules.admit(0, tokens=1, in_flight=2).limit == "requests"
     assert rules.standings(0) == []
+
+
+def test_a_refusal_that_counts_puts_off_the_next_request_let_in():
+    rules = limits(rpm=60, refusal_cost=2)
+    assert rules.admit(0, tokens=1, in_flight=0) is None
+    assert rules.admit(0, tokens=1, in_flight=0).retry_after_s == pytest.approx(3)
+    assert rules.admit(2.9, tokens=1, in_flight=0).retry_after_s == pytest.approx(2.1)
+    assert rules.admit(5, tokens=1, in_flight=0) is None
+
+
+def test_hidden_limits_are_kept_and_not_told():
+    rules = limits(rpm=60, hide_limits=True)
+    assert rules.admit(0, tokens=1, in_flight=0) is None
+    assert rules.admit(0, tokens=1, in_flight=0).retry_after_s is None
+    assert rules.standings(0) == []
+
+
+@pytest.mark.parametrize("limit", [{"rpm": 60}, {"tpm": 60}, {"max_in_flight": 1}])
+def test_every_refusal_may_be_told_the_same_time(limit):
+    rules = limits(**limit, hide_limits=True, retry_after_s=30)
+    assert rules.admit(0, tokens=1, in_flight=0) is None
+    assert rules.admit(0, tokens=1, in_flight=1).retry_after_s == 30
 
 
 @given(st.lists(st.tuples(st.floats(0, 2), st.integers(1, 300)), max_size=60), st.integers(1, 30_000))

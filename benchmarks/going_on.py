@@ -1,8 +1,9 @@
 """How long a job with many results takes to go on: with its checkpoint, and without.
 
 Makes an input and an output of N results (default a million) in a temporary folder: lines of 570 to 830 bytes, in the order
-in which requests end, here and there a body with what looks like our own part of a line. Adds a thousand open requests, and starts the real command against a small server on loopback that notes when the first request comes. Prints
-seconds to the first request, peak memory, and the speed of the scan.
+in which requests end, here and there a body with what looks like our own part of a line. Adds a thousand open requests, and starts
+the real command against a small server on loopback that notes when the first request comes. Prints seconds to the first request,
+peak memory, and the speed of the scan; and what `status` and `report` take before and after, without a checkpoint and with it.
 
     python benchmarks/going_on.py 10000000
 """
@@ -20,6 +21,8 @@ from collections import deque
 from pathlib import Path
 from random import Random
 from zlib import crc32
+
+from processes import environment, measure
 
 from batchkit.formats.results import OutputLine, encode
 from batchkit.outputs import check_output, scan_output
@@ -124,6 +127,16 @@ async def start(
     return (Server.first or began) - began, took, peak
 
 
+def ask(output: Path, without: str) -> None:
+    """What those take that only read a job's files."""
+    for command in ("status", "report"):
+        cost = measure([sys.executable, "-m", "batchkit", command, str(output)], environment(), core=None)
+        print(
+            f"{command} {without} checkpoint: {cost.wall_s:.2f} s, {cost.cpu_s:.2f} s of CPU, "
+            f"peak memory {cost.peak_mib:.0f} MiB"
+        )
+
+
 def main() -> None:
     results = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -153,6 +166,7 @@ def main() -> None:
             took = clock() - began
             print(f"{what}: {size / took / 1e6:,.0f} MB/s, {took / results * 1e6:.2f} µs a line")
 
+        ask(output, "without its")
         # The first run leaves half of what is open to the second, which finds its input as it was.
         for what, more in (
             ("without its checkpoint", ["--limit", str(results + OPEN // 2)]),
@@ -162,6 +176,8 @@ def main() -> None:
             print(
                 f"{what}: first request after {first:.2f} s, done after {took:.1f} s, peak memory {peak:.0f} MiB"
             )
+
+        ask(output, "with its")
 
 
 if __name__ == "__main__":

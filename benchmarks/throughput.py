@@ -1,209 +1,280 @@
-"""batchkit beside a bare aiohttp loop on the same work, in turn, as a ratio.
+"""batchkit beside a bare aiohttp loop and what people use, all at the same job, in turn, in one run.
 
-What is compared is two whole programs: read a JSONL file, POST each body, append each answer to a file, add up the tokens.
-The bare one does just that, with a pool of workers and nothing for the day on which something fails; batchkit is the
-command as it is, with checksums, syncing, checkpoint, retries, pacing, progress, summary and report. The endpoint stands
-in a third process and answers at once, so that the client is what is measured.
+The job: read a JSONL file of requests, POST each body, write a file of answers, add up the tokens. batchkit is the command as it
+is, with checksums, syncing, checkpoint, retries, pacing, summary and report; the others do what stands in benchmarks/peers. The
+endpoint is a process on a core of its own that costs next to nothing, the client has one other core (where there are two, and the
+system lets a program be tied to one).
 
-Each figure leaves the start of the program out, which is measured by a run of one request. CPU is that of the child,
-user and system, as the kernel counted it.
+Figures leave the start of a program out, which is measured by a job of one request. CPU is that of the client and its children,
+user and system, as the kernel counted it; memory is the peak of its largest process. In parentheses: how many times batchkit's.
+
+    python benchmarks/throughput.py --rows all --markdown docs/speed.md
 """
 
-import asyncio
+from __future__ import annotations
+
+import argparse
 import json
 import os
-import subprocess
+import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
-from typing import cast
+from statistics import median
 
-import aiohttp
-import orjson
-import uvloop
+from endpoint import Manner, serving
+from processes import Cost, environment, machine, measure, raise_file_limit
+from programs import PROGRAMS, Program, prepare
 
-REQUESTS = 20_000
-REQUEST_BYTES = 1_024
-IN_FLIGHT = (64, 256)
-ROUNDS = 2
-
-
-# --- the endpoint --------------------------------------------------------------------------------------------------
-
-_COMPLETION = json.dumps(
-    {
-        "id": "chatcmpl-benchmark",
-        "object": "chat.completion",
-        "created": 1_700_000_000,
-        "model": "gpt-4o-mini-2024-07-18",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "The answer has a few words. " * 10},
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {"prompt_tokens": 250, "completion_tokens": 60, "total_tokens": 310},
-    }
-).encode()
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
-    len(_COMPLETION),
-    _COMPLETION,
-)
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+STARTS = 2
+VERSIONS = 5
+SPARE_FILES = 200
+"""Files that a client needs besides its connections."""
 
 
-class Endpoint(asyncio.Protocol):
-    """Answers whatever is POSTed, as soon as it is all there."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A cast, since uvloop's transports are none by inheritance.
-        self._transport = cast("asyncio.Transport", transport)
-        self._received = b""
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, end, body = self._received.partition(b"\r\n\r\n")
-        length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
-        if end and len(body) >= int(length or 0):
-            self._received = b""
-            self._transport.write(_ANSWER)
+AT_ONCE = Manner()
 
 
-async def serve() -> None:
-    server = await asyncio.get_running_loop().create_server(Endpoint, "127.0.0.1", 0, backlog=1024)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+@dataclass(frozen=True)
+class Row:
+    """One job, for whoever is to do it."""
+
+    title: str
+    in_flight: int = 64
+    requests: int = 20_000
+    manner: Manner = AT_ONCE
+    request_bytes: int = 1_024
+    everyone: bool = False
+    """For all peers; else for batchkit and the bare loop."""
+    once: bool = False
+    """Long enough for one round to tell."""
 
 
-# --- the bare loop -------------------------------------------------------------------------------------------------
+SAME = Manner(latency_s=1.0)
+MIXED = Manner(latency_s=1.0, sigma=0.5)
+ROWS: Mapping[str, Row] = {
+    "64": Row("64 in flight, 20,000 lines", everyone=True),
+    "256": Row("256 in flight, 20,000 lines", 256, everyone=True),
+    "100k": Row("64 in flight, 100,000 lines", requests=100_000, once=True),
+    "1M": Row("64 in flight, 1,000,000 lines", requests=1_000_000, once=True),
+    "12KB": Row("64 in flight, 12 KB prompts", requests=5_000, request_bytes=12 << 10),
+    "100KB": Row("64 in flight, 100 KB answers", requests=2_000, manner=Manner(answer_bytes=100 << 10)),
+    "2000": Row("2,000 in flight, 1 s each", 2_000, 10_000, SAME, once=True),
+    "2000-mixed": Row("2,000 in flight, median 1 s, sigma 0.5", 2_000, 10_000, MIXED, once=True),
+    "10000": Row("10,000 in flight, 1 s each", 10_000, 40_000, SAME, once=True),
+    "10000-mixed": Row("10,000 in flight, median 1 s, sigma 0.5", 10_000, 40_000, MIXED, once=True),
+}
+START = "start"
+DEFAULT = ("64", "256", "12KB", "100KB", "2000", "10000", START)
+"""What takes some two minutes."""
 
 
-async def work_bare(requests: Path, results: Path, base_url: str, in_flight: int) -> None:
-    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    with requests.open("rb") as lines, results.open("ab", buffering=0) as out:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-
-            async def work() -> None:
-                for line in lines:
-                    record = orjson.loads(line)
-                    async with session.post(
-                        f"{base_url}/chat/completions",
-                        data=orjson.dumps(record["body"]),
-                        headers={"Content-Type": "application/json"},
-                    ) as response:
-                        body = orjson.loads(await response.read())
-                    for name in usage:
-                        usage[name] += body["usage"][name]
-                    answer = {
-                        "custom_id": record["custom_id"],
-                        "response": {"status_code": 200, "body": body},
-                    }
-                    out.write(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE))
-
-            await asyncio.gather(*(work() for _ in range(in_flight)))
-    print(usage)
+def write_requests(path: Path, count: int, size: int) -> None:
+    """`count` lines of `size` bytes, each another."""
+    with path.open("w", encoding="ascii") as out:
+        for number in range(count):
+            body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": f"Question {number}. "}]}
+            line = json.dumps({"custom_id": f"request-{number}", "body": body})
+            out.write(line.replace('. "', ". " + "x" * (size - len(line) - 1) + '"') + "\n")
 
 
-# --- the comparison ------------------------------------------------------------------------------------------------
+def count_lines(path: Path) -> int:
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)
 
 
-@dataclass
-class Cost:
-    """What a child took: seconds of wall clock and of CPU, MiB at its peak."""
+# --- measuring -----------------------------------------------------------------------------------------------------
 
-    wall_s: float
-    cpu_s: float
+
+@dataclass(frozen=True)
+class Figures:
+    """What a program did in a row: requests a second, microseconds of CPU for each, MiB at its peak."""
+
+    rate: float
+    cpu_us: float
     peak_mib: float
 
 
-def measure(argv: list[str]) -> Cost:
-    began = time.perf_counter()
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as child:
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"{argv} ended with {child.returncode}")
-    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return Cost(time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / unit)
+class Bench:
+    """The measurements of one call, in a folder of its own."""
 
+    def __init__(self, folder: Path, programs: Iterable[Program], rounds: int) -> None:
+        self._folder = folder
+        self.programs = list(programs)
+        self._rounds = rounds
+        self._starts: dict[str, Cost] = {}
+        self.endpoint_share = 0.0
+        """The largest share of its core's time that the endpoint took."""
 
-def argv_of(program: str, requests: Path, results: Path, base_url: str, in_flight: int) -> list[str]:
-    if program == "bare":
-        return [sys.executable, __file__, "bare", str(requests), str(results), base_url, str(in_flight)]
-    words = [sys.executable, "-m", "batchkit", "run", str(requests), "-o", str(results)]
-    return [*words, "--base-url", base_url, "--concurrency", str(in_flight), "--progress", "off"]
+    def run(self, program: Program, row: Row, requests: int) -> Cost:
+        """One run of `program` over so many requests of `row`, all of which it has to answer."""
+        source = self._folder / f"{requests}-{row.request_bytes}.jsonl"
+        if not source.exists():
+            write_requests(source, requests, row.request_bytes)
+        work = self._folder / "work"
+        work.mkdir()
+        results = work / "results.jsonl"
+        with serving(row.manner) as here:
+            argv = program.argv(source, results, here.base_url, row.in_flight)
+            cost = measure(argv, program.env(), log=self._folder / "log")
+        self.endpoint_share = max(self.endpoint_share, here.cpu_s / cost.wall_s)
+        if count_lines(results) != requests:
+            raise SystemExit(f"{program.name} did not answer all requests")
+        for file in work.iterdir():
+            file.unlink()
+        work.rmdir()
+        return cost
 
+    def start(self, program: Program) -> Cost:
+        """What a job of one request takes: the shorter of some, for only disturbance makes a start longer."""
+        if program.name not in self._starts:
+            ran = [self.run(program, Row("one line", in_flight=1), 1) for _ in range(STARTS)]
+            self._starts[program.name] = min(ran, key=lambda cost: cost.cpu_s)
+        return self._starts[program.name]
 
-def write_requests(path: Path, count: int) -> None:
-    with path.open("wb") as out:
-        for number in range(count):
-            body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": f"Question {number}. "}]}
-            line = orjson.dumps({"custom_id": f"request-{number}", "body": body})
-            out.write(line.replace(b'. "', b". " + b"x" * (REQUEST_BYTES - len(line) - 1) + b'"') + b"\n")
-
-
-@contextmanager
-def endpoint() -> Iterator[str]:
-    with subprocess.Popen([sys.executable, __file__, "serve"], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        yield f"http://127.0.0.1:{child.stdout.readline().strip()}/v1"
-        child.terminate()
-
-
-def compare(folder: Path, base_url: str, in_flight: int) -> None:
-    programs = ("batchkit", "bare")
-    one, many = folder / "one.jsonl", folder / "many.jsonl"
-    starts = {
-        program: measure(argv_of(program, one, folder / f"start-{in_flight}-{program}", base_url, in_flight))
-        for program in programs
-    }
-    rates: dict[str, list[float]] = {program: [] for program in programs}
-    cpus: dict[str, list[float]] = {program: [] for program in programs}
-    peaks: dict[str, list[float]] = {program: [] for program in programs}
-    for turn in range(ROUNDS):
-        for program in programs:
-            results = folder / f"{program}-{in_flight}-{turn}.jsonl"
-            cost = measure(argv_of(program, many, results, base_url, in_flight))
-            with results.open("rb") as lines:
-                if sum(1 for _ in lines) != REQUESTS:
-                    raise SystemExit(f"{program} did not answer all requests")
-            rates[program].append(REQUESTS / (cost.wall_s - starts[program].wall_s))
-            cpus[program].append((cost.cpu_s - starts[program].cpu_s) / REQUESTS * 1e6)
-            peaks[program].append(cost.peak_mib)
-            print(
-                f"{in_flight:>5} in flight  {program:<9} {rates[program][-1]:7,.0f} requests/s "
-                f"{cpus[program][-1]:6.0f} µs CPU a request {cost.peak_mib:6.0f} MiB at the peak"
+    def measure(self, row: Row) -> dict[str, Figures]:
+        """A row's figures for each program: medians over the rounds, in which all take turns."""
+        programs = [program for program in self.programs if row.everyone or not program.versions]
+        found: dict[str, list[Figures]] = {program.name: [] for program in programs}
+        for turn in range(1 if row.once else self._rounds):
+            for program in programs:
+                if turn and program.share < 1.0:
+                    continue
+                requests = max(int(program.share * row.requests), min(row.requests, 2 * row.in_flight))
+                start, cost = self.start(program), self.run(program, row, requests)
+                took, worked = cost.wall_s - start.wall_s, cost.cpu_s - start.cpu_s
+                figures = Figures(requests / took, worked / requests * 1e6, cost.peak_mib)
+                found[program.name].append(figures)
+                say(
+                    f"{row.title}: {program.name:<9} {figures.rate:7,.0f} requests/s {figures.cpu_us:6,.0f} µs CPU a request "
+                    f"{figures.peak_mib:6,.0f} MiB ({requests:,} requests)"
+                )
+        return {
+            name: Figures(
+                *(median(getattr(ran, of) for ran in runs) for of in ("rate", "cpu_us", "peak_mib"))
             )
-    rate, cpu = (mean(each["batchkit"]) / mean(each["bare"]) for each in (rates, cpus))
-    extra = mean(peaks["batchkit"]) - mean(peaks["bare"])
-    print(
-        f"{in_flight:>5} in flight  batchkit beside the bare loop: {rate:.2f} of its requests/s, "
-        f"{cpu:.2f} times its CPU, {extra:+.0f} MiB; "
-        f"starts in {starts['batchkit'].wall_s:.1f} s, the bare loop in {starts['bare'].wall_s:.1f} s"
-    )
+            for name, runs in found.items()
+        }
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- the tables ----------------------------------------------------------------------------------------------------
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """Markdown that can be read as it is."""
+    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
+
+    def draw(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    return "\n".join([draw(head), draw(["-" * width for width in widths]), *map(draw, lines)])
+
+
+def compare(title: str, figures: Mapping[str, Figures]) -> list[list[str]]:
+    ours = figures["batchkit"]
+
+    def cell(name: str, written: str, their: float, our: float) -> str:
+        return written if name == "batchkit" else f"{written} ({their / our:.2f})"
+
+    return [
+        [
+            title if name == "batchkit" else "",
+            PROGRAMS[name].title,
+            cell(name, f"{each.rate:,.0f}", each.rate, ours.rate),
+            cell(name, f"{each.cpu_us:,.0f} µs", each.cpu_us, ours.cpu_us),
+            cell(name, f"{each.peak_mib:,.0f} MiB", each.peak_mib, ours.peak_mib),
+        ]
+        for name, each in figures.items()
+    ]
+
+
+def starts(bench: Bench) -> list[list[str]]:
+    version = [
+        measure([sys.executable, "-m", "batchkit", "--version"], environment()) for _ in range(VERSIONS)
+    ]
+    lines = [("`batchkit --version`", sorted(version, key=lambda cost: cost.wall_s)[VERSIONS // 2])]
+    lines += [(f"one line, {program.title}", bench.start(program)) for program in bench.programs]
+    return [
+        [what, f"{cost.wall_s:.2f} s", f"{cost.cpu_s:.2f} s", f"{cost.peak_mib:,.0f} MiB"]
+        for what, cost in lines
+    ]
+
+
+def write_into(page: Path, figures: str) -> None:
+    """Put `figures` between the two marks of a page."""
+    text = page.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{page} has no {BEGIN} … {END}")
+    page.write_text(f"{before}{BEGIN}\n\n{figures}\n\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name, endpoint() as base_url:
-        folder = Path(name)
-        write_requests(folder / "one.jsonl", 1)
-        write_requests(folder / "many.jsonl", REQUESTS)
-        for in_flight in IN_FLIGHT:
-            compare(folder, base_url, in_flight)
+    names = [*ROWS, START]
+    peers = [name for name, program in PROGRAMS.items() if program.versions]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", nargs="+", choices=[*names, "all"], default=DEFAULT, metavar="ROW",
+        help=f"{' · '.join(names)} · all (default: {' '.join(DEFAULT)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--peers", nargs="*", choices=peers, default=peers, metavar="PEER", help=" · ".join(peers)
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="of the short rows (default: %(default)s)")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="PAGE", help=f"also write into a page that has {BEGIN}"
+    )
+    chosen = parser.parse_args()
+    began, load = time.monotonic(), os.getloadavg()[0]
+    files = raise_file_limit()
+    rows = names if "all" in chosen.rows else chosen.rows
+    notes, programs = [], []
+    for program in PROGRAMS.values():
+        if program.versions and program.name not in chosen.peers:
+            continue
+        if missing := prepare(program):
+            notes.append(f"Not measured: {program.name}. Its environment could not be made: {missing}")
+            say(notes[-1])
+        else:
+            programs.append(program)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), programs, chosen.rounds)
+        lines = []
+        for name in rows:
+            if name == START:
+                continue
+            if files < ROWS[name].in_flight + SPARE_FILES:
+                notes.append(
+                    f"Not measured: {ROWS[name].title}. Only {files} files may be open here (`ulimit -Hn`)."
+                )
+                say(notes[-1])
+            else:
+                lines += compare(ROWS[name].title, bench.measure(ROWS[name]))
+        parts = []
+        if lines:
+            parts.append(table(["job", "client", "requests/s", "CPU a request", "peak memory"], lines))
+        if START in rows:
+            parts.append(table(["start and end", "seconds", "CPU", "peak memory"], starts(bench)))
+    share = f"The endpoint took at most {bench.endpoint_share:.0%} of its core." if lines else ""
+    parts += [*notes, f"On {machine()}, load average {load:.1f} when it began. {share}".strip()]
+    parts.append(f"`python benchmarks/throughput.py {shlex.join(sys.argv[1:])}`".replace(" `", "`"))
+    figures = "\n\n".join(parts)
+    print(figures)
+    if chosen.markdown:
+        write_into(chosen.markdown, figures)
+    say(f"{time.monotonic() - began:.0f} s in all")
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["serve"]:
-            uvloop.run(serve())
-        case ["bare", requests, results, base_url, in_flight]:
-            uvloop.run(work_bare(Path(requests), Path(results), base_url, int(in_flight)))
-        case []:
-            main()
-        case _:
-            raise SystemExit("usage: throughput.py")
+    main()

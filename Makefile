@@ -4,11 +4,12 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 KILLS ?= 200
 SEEDS ?= 1000000
+SOAK ?= 5000000
 # Node does not look at the machine's own certificates by itself.
 CERTIFICATES := $(wildcard /etc/ssl/certs/ca-certificates.crt)
 
 .DEFAULT_GOAL := check
-.PHONY: check setup demo test format lint types layers coverage gateway litellm campaign simulation bench lock clean help
+.PHONY: check setup demo test format lint types layers coverage gateway litellm campaign simulation bench bench-pacing soak lock clean help
 
 check: format lint types layers test  ## what is expected before a push: format, lint, strict types, layers, tests
 
@@ -59,9 +60,15 @@ campaign: $(INSTALLED)  ## kill a job 200 times, count what was lost, doubled an
 simulation: $(INSTALLED)  ## live through a million simulated jobs that crash (hours; SEEDS=10000 takes minutes)
 	$(BIN)/python tests/simulation/simulated_job.py 0 $(SEEDS)
 
-bench: $(INSTALLED)  ## batchkit beside a bare aiohttp loop, as a ratio; its pace at hidden limits, in simulated time
+bench: $(INSTALLED)  ## batchkit beside a bare aiohttp loop and peers in environments of their own, made on first use (two minutes)
 	$(BIN)/python benchmarks/throughput.py
+
+bench-pacing: $(INSTALLED)  ## its pace at hidden limits: in simulated time, and on the clock beside OpenAI's client (a quarter of an hour)
 	$(BIN)/python benchmarks/pacing.py --controllers batchkit
+	$(BIN)/python benchmarks/pacing_real.py
+
+soak: $(INSTALLED)  ## five million requests, to see that memory stays flat (SOAK=300000 takes minutes)
+	$(BIN)/python benchmarks/soak.py $(SOAK)
 
 lock:  ## choose versions anew within the ranges of pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group dev pyproject.toml -o requirements.lock
@@ -70,4 +77,4 @@ clean:  ## remove what make made
 	rm -rf .venv demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 
 help:  ## these words
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

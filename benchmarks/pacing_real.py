@@ -25,9 +25,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from inputs import write_requests
 from processes import environment, machine
 from programs import PROGRAMS, Program, prepare
-from throughput import say, table, write_requests
+from tables import say, show, table
 
 PER_S = 50
 IN_FLIGHT = 256
@@ -151,6 +152,9 @@ def main() -> None:
         default=60,
         help="what an ideal client would take for a job (default: %(default)s)",
     )
+    parser.add_argument(
+        "--markdown", type=Path, metavar="PAGE", help="also write into a page, between its marks"
+    )
     chosen = parser.parse_args()
     requests = chosen.seconds * PER_S
     load = os.getloadavg()[0]
@@ -178,10 +182,9 @@ def main() -> None:
     head = [
         "limit", "client", "answers/ideal", f"answered of {requests:,}", "given up", "refusals per 100 answers", "90 % after",
     ]  # fmt: skip
-    print(table(head, lines))
-    print(
-        f"\nOn {machine()}, load average {load:.1f} when it began. An ideal client has 90 % after {0.9 * chosen.seconds - 0.5:.0f} s."
-    )
+    ideal_s = 0.9 * chosen.seconds - 1.0 + LATENCY_S
+    note = f"An ideal client has 90 % after {ideal_s:.0f} s. On {machine()}, load average {load:.1f} when it began."
+    show([table(head, lines), note], "pacing_real", chosen.markdown)
 
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ PROGRAMS: Mapping[str, Program] = {
         Program("batchkit", "**batchkit**"),
         Program("aiohttp", "bare aiohttp loop", "over_aiohttp.py"),
         Program("lm-eval", "lm-evaluation-harness", "over_lm_eval.py", "lm_eval.txt", 1 / 5, {"HF_HUB_OFFLINE": "1"}),
-        Program("openai", "openai client, semaphore", "over_openai.py", "openai.txt", 1 / 25),
+        Program("openai", "openai client, semaphore", "over_openai.py", "openai.txt", 1 / 40),
         Program(
-            "litellm", "litellm acompletion, semaphore", "over_litellm.py", "litellm.txt", 1 / 25,
+            "litellm", "litellm acompletion, semaphore", "over_litellm.py", "litellm.txt", 1 / 40,
             # Its price list comes from the network otherwise, at every start.
             {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
         ),

@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import median
 
 from endpoint import Manner, serving
+from inputs import write_requests
 from processes import machine, on_core
 from programs import PROGRAMS
-from throughput import write_requests
 
 GROWTH_MIB = 4.0
 IN_FLIGHT = 256

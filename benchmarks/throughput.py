@@ -14,9 +14,7 @@ user and system, as the kernel counted it; memory is the peak of its largest pro
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -26,17 +24,17 @@ from pathlib import Path
 from statistics import median
 
 from endpoint import Manner, serving
+from inputs import write_requests
 from processes import Cost, environment, machine, measure, raise_file_limit
 from programs import PROGRAMS, Program, prepare
+from tables import say, show, table
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 STARTS = 2
 VERSIONS = 5
 SPARE_FILES = 200
 """Files that a client needs besides its connections."""
 
-
-AT_ONCE = Manner()
+AT_ONCE, SAME, MIXED = Manner(), Manner(latency_s=1.0), Manner(latency_s=1.0, sigma=0.5)
 
 
 @dataclass(frozen=True)
@@ -54,32 +52,21 @@ class Row:
     """Long enough for one round to tell."""
 
 
-SAME = Manner(latency_s=1.0)
-MIXED = Manner(latency_s=1.0, sigma=0.5)
 ROWS: Mapping[str, Row] = {
     "64": Row("64 in flight, 20,000 lines", everyone=True),
-    "256": Row("256 in flight, 20,000 lines", 256, everyone=True),
+    "256": Row("256 in flight, 10,000 lines", 256, 10_000, everyone=True),
     "100k": Row("64 in flight, 100,000 lines", requests=100_000, once=True),
     "1M": Row("64 in flight, 1,000,000 lines", requests=1_000_000, once=True),
-    "12KB": Row("64 in flight, 12 KB prompts", requests=5_000, request_bytes=12 << 10),
+    "12KB": Row("64 in flight, 12 KB prompts", requests=4_000, request_bytes=12 << 10),
     "100KB": Row("64 in flight, 100 KB answers", requests=2_000, manner=Manner(answer_bytes=100 << 10)),
     "2000": Row("2,000 in flight, 1 s each", 2_000, 10_000, SAME, once=True),
     "2000-mixed": Row("2,000 in flight, median 1 s, sigma 0.5", 2_000, 10_000, MIXED, once=True),
-    "10000": Row("10,000 in flight, 1 s each", 10_000, 40_000, SAME, once=True),
-    "10000-mixed": Row("10,000 in flight, median 1 s, sigma 0.5", 10_000, 40_000, MIXED, once=True),
+    "10000": Row("10,000 in flight, 1 s each", 10_000, 30_000, SAME, once=True),
+    "10000-mixed": Row("10,000 in flight, median 1 s, sigma 0.5", 10_000, 30_000, MIXED, once=True),
 }
 START = "start"
 DEFAULT = ("64", "256", "12KB", "100KB", "2000", "10000", START)
 """What takes some two minutes."""
-
-
-def write_requests(path: Path, count: int, size: int) -> None:
-    """`count` lines of `size` bytes, each another."""
-    with path.open("w", encoding="ascii") as out:
-        for number in range(count):
-            body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": f"Question {number}. "}]}
-            line = json.dumps({"custom_id": f"request-{number}", "body": body})
-            out.write(line.replace('. "', ". " + "x" * (size - len(line) - 1) + '"') + "\n")
 
 
 def count_lines(path: Path) -> int:
@@ -115,18 +102,15 @@ class Bench:
         source = self._folder / f"{requests}-{row.request_bytes}.jsonl"
         if not source.exists():
             write_requests(source, requests, row.request_bytes)
-        work = self._folder / "work"
-        work.mkdir()
-        results = work / "results.jsonl"
-        with serving(row.manner) as here:
-            argv = program.argv(source, results, here.base_url, row.in_flight)
-            cost = measure(argv, program.env(), log=self._folder / "log")
-        self.endpoint_share = max(self.endpoint_share, here.cpu_s / cost.wall_s)
-        if count_lines(results) != requests:
-            raise SystemExit(f"{program.name} did not answer all requests")
-        for file in work.iterdir():
-            file.unlink()
-        work.rmdir()
+        with tempfile.TemporaryDirectory(dir=self._folder) as work:
+            results = Path(work) / "results.jsonl"
+            with serving(row.manner) as here:
+                argv = program.argv(source, results, here.base_url, row.in_flight)
+                cost = measure(argv, program.env(), log=Path(work) / "log")
+            if count_lines(results) != requests:
+                raise SystemExit(f"{program.name} did not answer all requests")
+        if requests > 1:
+            self.endpoint_share = max(self.endpoint_share, here.cpu_s / cost.wall_s)
         return cost
 
     def start(self, program: Program) -> Cost:
@@ -136,6 +120,10 @@ class Bench:
             self._starts[program.name] = min(ran, key=lambda cost: cost.cpu_s)
         return self._starts[program.name]
 
+    def requests(self, program: Program, row: Row) -> int:
+        """How many requests of `row` a program is given."""
+        return max(int(program.share * row.requests), min(row.requests, 2 * row.in_flight))
+
     def measure(self, row: Row) -> dict[str, Figures]:
         """A row's figures for each program: medians over the rounds, in which all take turns."""
         programs = [program for program in self.programs if row.everyone or not program.versions]
@@ -144,7 +132,7 @@ class Bench:
             for program in programs:
                 if turn and program.share < 1.0:
                     continue
-                requests = max(int(program.share * row.requests), min(row.requests, 2 * row.in_flight))
+                requests = self.requests(program, row)
                 start, cost = self.start(program), self.run(program, row, requests)
                 took, worked = cost.wall_s - start.wall_s, cost.cpu_s - start.cpu_s
                 figures = Figures(requests / took, worked / requests * 1e6, cost.peak_mib)
@@ -161,39 +149,31 @@ class Bench:
         }
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 # --- the tables ----------------------------------------------------------------------------------------------------
 
 
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """Markdown that can be read as it is."""
-    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-
-    def draw(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
-    return "\n".join([draw(head), draw(["-" * width for width in widths]), *map(draw, lines)])
-
-
-def compare(title: str, figures: Mapping[str, Figures]) -> list[list[str]]:
+def compare(bench: Bench, row: Row) -> list[list[str]]:
+    figures = bench.measure(row)
     ours = figures["batchkit"]
 
     def cell(name: str, written: str, their: float, our: float) -> str:
-        return written if name == "batchkit" else f"{written} ({their / our:.2f})"
+        times = their / our
+        return written if name == "batchkit" else f"{written} ({times:.{0 if times >= 10 else 2}f})"
 
-    return [
-        [
-            title if name == "batchkit" else "",
-            PROGRAMS[name].title,
-            cell(name, f"{each.rate:,.0f}", each.rate, ours.rate),
-            cell(name, f"{each.cpu_us:,.0f} µs", each.cpu_us, ours.cpu_us),
-            cell(name, f"{each.peak_mib:,.0f} MiB", each.peak_mib, ours.peak_mib),
-        ]
-        for name, each in figures.items()
-    ]
+    lines = []
+    for name, each in figures.items():
+        program = PROGRAMS[name]
+        requests = bench.requests(program, row)
+        lines.append(
+            [
+                row.title if name == "batchkit" else "",
+                program.title + (f", {requests:,} lines" if requests < row.requests else ""),
+                cell(name, f"{each.rate:,.0f}", each.rate, ours.rate),
+                cell(name, f"{each.cpu_us:,.0f} µs", each.cpu_us, ours.cpu_us),
+                cell(name, f"{each.peak_mib:,.0f} MiB", each.peak_mib, ours.peak_mib),
+            ]
+        )
+    return lines
 
 
 def starts(bench: Bench) -> list[list[str]]:
@@ -206,16 +186,6 @@ def starts(bench: Bench) -> list[list[str]]:
         [what, f"{cost.wall_s:.2f} s", f"{cost.cpu_s:.2f} s", f"{cost.peak_mib:,.0f} MiB"]
         for what, cost in lines
     ]
-
-
-def write_into(page: Path, figures: str) -> None:
-    """Put `figures` between the two marks of a page."""
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{page} has no {BEGIN} … {END}")
-    page.write_text(f"{before}{BEGIN}\n\n{figures}\n\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -233,7 +203,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="of the short rows (default: %(default)s)")
     parser.add_argument(
-        "--markdown", type=Path, metavar="PAGE", help=f"also write into a page that has {BEGIN}"
+        "--markdown", type=Path, metavar="PAGE", help="also write into a page, between its marks"
     )
     chosen = parser.parse_args()
     began, load = time.monotonic(), os.getloadavg()[0]
@@ -260,7 +230,7 @@ def main() -> None:
                 )
                 say(notes[-1])
             else:
-                lines += compare(ROWS[name].title, bench.measure(ROWS[name]))
+                lines += compare(bench, ROWS[name])
         parts = []
         if lines:
             parts.append(table(["job", "client", "requests/s", "CPU a request", "peak memory"], lines))
@@ -268,11 +238,7 @@ def main() -> None:
             parts.append(table(["start and end", "seconds", "CPU", "peak memory"], starts(bench)))
     share = f"The endpoint took at most {bench.endpoint_share:.0%} of its core." if lines else ""
     parts += [*notes, f"On {machine()}, load average {load:.1f} when it began. {share}".strip()]
-    parts.append(f"`python benchmarks/throughput.py {shlex.join(sys.argv[1:])}`".replace(" `", "`"))
-    figures = "\n\n".join(parts)
-    print(figures)
-    if chosen.markdown:
-        write_into(chosen.markdown, figures)
+    show(parts, "throughput", chosen.markdown)
     say(f"{time.monotonic() - began:.0f} s in all")
 
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -114,10 +114,11 @@ class Bench:
         return cost
 
     def start(self, program: Program) -> Cost:
-        """What a job of one request takes: the shorter of some, for only disturbance makes a start longer."""
+        """What a job of one request takes: the least of some, for only disturbance makes a start longer."""
         if program.name not in self._starts:
             ran = [self.run(program, Row("one line", in_flight=1), 1) for _ in range(STARTS)]
-            self._starts[program.name] = min(ran, key=lambda cost: cost.cpu_s)
+            least = [min(each) for each in zip(*map(astuple, ran), strict=True)]
+            self._starts[program.name] = Cost(*least)
         return self._starts[program.name]
 
     def requests(self, program: Program, row: Row) -> int:
@@ -134,7 +135,9 @@ class Bench:
                     continue
                 requests = self.requests(program, row)
                 start, cost = self.start(program), self.run(program, row, requests)
-                took, worked = cost.wall_s - start.wall_s, cost.cpu_s - start.cpu_s
+                worked = cost.cpu_s - start.cpu_s
+                # Where others keep the core busy, a start can be as long as the whole run; nobody is faster than their own CPU.
+                took = max(cost.wall_s - start.wall_s, worked)
                 figures = Figures(requests / took, worked / requests * 1e6, cost.peak_mib)
                 found[program.name].append(figures)
                 say(

@@ -4,7 +4,8 @@ Each model has its own pace, and one that is at its limit holds up no other: tho
 them the pipeline lets in another, so many that the gate is also what keeps attempts in flight within the run's concurrency.
 Requests to a model pass one behind the other, in the order they came: whoever stands at the front asks the pacer, so a large
 request is not overtaken for ever by small ones; nor is it by those to other models, where they share a ceiling or wait for a
-place. While the pacer lets everything pass, nothing is awaited.
+place. While the pacer lets everything pass, nothing is awaited, nor does anyone join those who wait for their turn to leave: it
+comes once in a round of the event loop, in which many answers do.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Gate:
         lane = self._lane(request.model)
         prompt_tokens = self._count_prompt(request)
         if (
-            not (self.waiting if self._ceilings.given else lane.waiting)
+            (lane.pacer.is_open or not (self.waiting if self._ceilings.given else lane.waiting))
             and self._places > 0
             and self._placeless is None
         ):

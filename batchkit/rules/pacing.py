@@ -193,6 +193,17 @@ class Pacer:
         return self._crowd.bound
 
     @property
+    def is_open(self) -> bool:
+        """Whether no limit is known, so that but for a pause whoever comes may start, in whatever order."""
+        return (
+            (self._free is None or self._unproven < self._free)
+            and self._spent < self._left_until
+            and self._pace.per_s is None
+            and self._crowd.bound is None
+            and not self.ceilings.given
+        )
+
+    @property
     def awaits_answers(self) -> bool:
         """Whether an answer may let others start, before the time that `wait` gave."""
         return self._crowd.bound is not None or self._free is not None or self.ceilings.given

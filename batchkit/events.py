@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from batchkit.records import Failure, Outcome
+from batchkit.records import Failure, Outcome, record
 
 __all__ = [
     "AttemptFailed",
@@ -42,7 +42,7 @@ class AttemptFailed:
     wait_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class RequestFinished:
     """A request ended; its line is in the output."""
 

@@ -26,6 +26,7 @@ __all__ = ["RETRY_AFTER_CAP_S", "read_answer", "read_request_id", "text_body"]
 RETRY_AFTER_CAP_S = 300.0
 """Longest wait a server is granted; what asks for more reads as exactly this."""
 
+_LINE_FEED, _CARRIAGE_RETURN = b"\n\r"
 _TEXT_CHARS = 64 * 1024
 _MESSAGE_CHARS = 1000
 _WORD_CHARS = 200
@@ -47,7 +48,7 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: float
             document, is_json = orjson.loads(body), True
         except orjson.JSONDecodeError:
             document, is_json = None, False
-    if is_json and (b"\n" in body or b"\r" in body):
+    if is_json and (_LINE_FEED in body or _CARRIAGE_RETURN in body):
         # A line break within a JSON string is always escaped, so these only stand between tokens.
         body = body.translate(None, b"\r\n")
 
@@ -123,12 +124,17 @@ def _read_usage(usage: Any) -> Usage | None:
     if prompt is None or completion is None:
         return None
     total = _count(usage.get("total_tokens"))
+    if total is None:
+        total = prompt + completion
+    of_prompt, of_completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+    if of_prompt is of_completion is None:
+        return Usage(prompt, completion, total)
     return Usage(
         prompt,
         completion,
-        prompt + completion if total is None else total,
-        _detail(usage.get("prompt_tokens_details"), "cached_tokens"),
-        _detail(usage.get("completion_tokens_details"), "reasoning_tokens"),
+        total,
+        _detail(of_prompt, "cached_tokens"),
+        _detail(of_completion, "reasoning_tokens"),
     )
 
 

@@ -90,15 +90,17 @@ def parse_record(
     address: EndpointAddress = _ANY_GATEWAY,
 ) -> Request | BadLine:
     """Read one record, as decoded from JSON or as a Python caller gives it."""
-    custom_id = _line_id(index)
+    custom_id: str | None = None
     metadata: Mapping[str, str] = {}
     try:
-        if not isinstance(record, Mapping):
+        if type(record) is not dict and not isinstance(record, Mapping):
             raise _Bad(f"a record is a JSON object, not {_json_type(record)}")
         own_id = record.get("custom_id")
-        if own_id is not None:
-            if not isinstance(own_id, str):
-                raise _Bad(f"custom_id is a string, not {_json_type(own_id)}")
+        if own_id is None:
+            custom_id = _line_id(index)
+        elif not isinstance(own_id, str):
+            raise _Bad(f"custom_id is a string, not {_json_type(own_id)}")
+        else:
             own_id.encode()
             custom_id = own_id
         metadata = _metadata_of(record)
@@ -121,7 +123,14 @@ def parse_record(
         message = str(bad)
     except (TypeError, UnicodeEncodeError, RecursionError) as error:
         message = f"cannot be written as JSON: {error}"
-    return BadLine(index, custom_id, BAD_LINE_CODE, message, input_crc32, metadata)
+    return BadLine(
+        index,
+        _line_id(index) if custom_id is None else custom_id,
+        BAD_LINE_CODE,
+        message,
+        input_crc32,
+        metadata,
+    )
 
 
 def sent_body(request: Request) -> dict[str, Any]:
@@ -163,7 +172,7 @@ def _body_of(record: Mapping[str, Any]) -> dict[str, Any]:
             f'url is "/v1/chat/completions", not {str(url)[:200]!r}: where requests go is decided by the run alone'
         )
     body = record["body"]
-    if not isinstance(body, Mapping):
+    if type(body) is not dict and not isinstance(body, Mapping):
         raise _Bad(f"body is a JSON object, not {_json_type(body)}")
     return dict(body)
 
@@ -176,7 +185,7 @@ def _fill(body: dict[str, Any], defaults: Mapping[str, Any]) -> None:
 
 def _check_body(body: Mapping[str, Any]) -> None:
     messages = body.get("messages")
-    if not isinstance(messages, list | tuple) or not messages:
+    if not messages or (type(messages) is not list and not isinstance(messages, list | tuple)):
         raise _Bad("messages is a list of at least one message")
     if body.get("stream"):
         raise _Bad('"stream": true cannot be batched; leave it out')
@@ -198,10 +207,12 @@ def _metadata_of(record: Mapping[str, Any]) -> Mapping[str, str]:
 
     It may stand beside the body, in it, and among the fields for Portkey; of two values for one key the last of these wins.
     """
+    body, portkey = record.get("body"), record.get("portkey")
+    if portkey is None and type(body) is dict and "metadata" not in body and "metadata" not in record:
+        return {}
     # A dict is known at a glance, and any other mapping is not.
     places = [record.get("metadata")]
-    for name in ("body", "portkey"):
-        inner = record.get(name)
+    for inner in (body, portkey):
         if type(inner) is dict or (inner is not None and isinstance(inner, Mapping)):
             places.append(inner.get("metadata"))
     found: dict[str, str] = {}

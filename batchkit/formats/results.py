@@ -23,7 +23,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from hashlib import blake2b
@@ -47,6 +47,7 @@ from batchkit.records import (
     Reply,
     RunHeader,
     Usage,
+    record,
 )
 
 __all__ = [
@@ -84,7 +85,7 @@ class BrokenLineError(ValueError):
         self.at = at
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class OutputLine:
     """What one line of the output says. `run` is None but in the first line that a run wrote."""
 

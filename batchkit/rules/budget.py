@@ -8,8 +8,10 @@ they were reserved: what is on its way is counted with the error that forecasts 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import sqrt
+
+from batchkit.records import record
 
 __all__ = ["Budget", "Ceilings", "Reservation"]
 
@@ -31,7 +33,7 @@ _REMEMBERED = 100
 """Over how many settled reservations the error of forecasts is averaged."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Reservation:
     """What an attempt that began `at`, in seconds on the pacer's clock, is forecast to cost: 1 request, so many tokens.
 

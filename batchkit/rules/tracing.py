@@ -6,6 +6,7 @@ zeros.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 
 from batchkit.records import Request, Trace
@@ -19,7 +20,14 @@ _STEP = 0x9E3779B97F4A7C15
 
 def derive_trace_id(job_id: str, index: int) -> str:
     """The trace id of a request without one of its own: the same over attempts, runs and machines."""
-    return blake2b(b"%d" % index, key=job_id.encode()[:64], digest_size=16).hexdigest()
+    hashed = _keyed(job_id).copy()
+    hashed.update(b"%d" % index)
+    return hashed.hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _keyed(job_id: str) -> blake2b:
+    return blake2b(key=job_id.encode()[:64], digest_size=16)
 
 
 class Tracer:
@@ -59,4 +67,4 @@ class Tracer:
     def _span_id(self) -> str:
         value = self._next or _STEP
         self._next = (value + _STEP) & _MASK
-        return f"{value:016x}"
+        return "%016x" % value

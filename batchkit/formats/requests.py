@@ -212,9 +212,11 @@ def _metadata_of(record: Mapping[str, Any]) -> Mapping[str, str]:
         return {}
     # A dict is known at a glance, and any other mapping is not.
     places = [record.get("metadata")]
-    for inner in (body, portkey):
-        if type(inner) is dict or (inner is not None and isinstance(inner, Mapping)):
-            places.append(inner.get("metadata"))
+    places += [
+        inner.get("metadata")
+        for inner in (body, portkey)
+        if type(inner) is dict or (inner is not None and isinstance(inner, Mapping))
+    ]
     found: dict[str, str] = {}
     for metadata in places:
         if metadata is None or not isinstance(metadata, Mapping):

@@ -67,4 +67,4 @@ class Tracer:
     def _span_id(self) -> str:
         value = self._next or _STEP
         self._next = (value + _STEP) & _MASK
-        return "%016x" % value
+        return value.to_bytes(8).hex()

@@ -12,11 +12,13 @@ else about it than a whole answer and silence is not used again.
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -27,7 +29,7 @@ from yarl import URL
 from batchkit.endpoint import bounds
 from batchkit.endpoint.deadlines import Deadlines
 from batchkit.endpoint.judging import Head, Judge
-from batchkit.endpoint.silence import descriptor_of, is_silent
+from batchkit.endpoint.silence import is_silent, watch
 from batchkit.formats.headers import EndpointAddress, attempt_headers
 from batchkit.records import Answer, Failure, Request, Trace
 
@@ -187,10 +189,10 @@ class _RequestHead:
 
 
 def _lines(headers: Mapping[str, str]) -> str:
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if not len(headers) == lines.count("\r") == lines.count("\n") or "\0" in lines:
+    values = "".join(headers.values())
+    if "\r" in values or "\n" in values or "\0" in values:
         raise ValueError("a header holds a line break or a zero byte")
-    return lines
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
 
 
 def _tls_settings(url: URL) -> dict[str, Any]:
@@ -335,6 +337,12 @@ _NO_BODY = frozenset({204, 304})
 _SWITCHING_PROTOCOLS = 101
 
 
+@lru_cache(maxsize=1024)
+def _spelled_low(name: bytes) -> str:
+    """A header's name as it is looked up. A server has few, and they come with every answer."""
+    return name.strip().lower().decode("utf-8", "surrogateescape")
+
+
 class _Refused(Exception):
     """Stops the parser in the middle of what it was fed."""
 
@@ -347,7 +355,6 @@ class _Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_descriptor",
         "_loop",
         "_parser",
         "_paused",
@@ -359,6 +366,7 @@ class _Connection(asyncio.Protocol):
         "_transport",
         "_unsent",
         "_waiter",
+        "_watch",
         "answering",
         "end",
         "head",
@@ -377,7 +385,7 @@ class _Connection(asyncio.Protocol):
         self._loop = loop
         self._pool = pool
         self._transport: asyncio.Transport | None = None
-        self._descriptor = -1
+        self._watch: select.poll | None = None
         self._parser = parser = httptools.HttpResponseParser(self)
         parser.set_dangerous_leniencies(
             lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
@@ -425,7 +433,7 @@ class _Connection(asyncio.Protocol):
 
     def can_go_on(self) -> bool:
         """Whether an idle connection can carry another request."""
-        return self.reusable and is_silent(self._descriptor)
+        return self.reusable and is_silent(self._watch)
 
     def close(self) -> None:
         """Take leave of the server."""
@@ -444,7 +452,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
-        self._descriptor = descriptor_of(transport)
+        self._watch = watch(transport)
         self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -540,9 +548,7 @@ class _Connection(asyncio.Protocol):
             return
         headers = {
             # The first of several counts.
-            name.strip().lower().decode(errors="surrogateescape"): value.strip().decode(
-                errors="surrogateescape"
-            )
+            _spelled_low(name): value.strip().decode("utf-8", "surrogateescape")
             for name, value in reversed(self._raw_headers)
         }
         self.head = Head(status, headers, self._raw_headers)

@@ -163,9 +163,10 @@ class Delivery:
             answer,
             trace_id,
             history.attempts,
-            # Rounded here and not where it is written: the totals of a run and those rebuilt from its files are one.
-            round(history.latency_s, 6),
-            round(self._clock.time(), 6),
+            # Rounded here and not where it is written: the totals of a run and those rebuilt from its files are one. To a
+            # whole number, which is a fraction of the work of round(…, 6).
+            round(history.latency_s * 1e6) / 1e6,
+            round(self._clock.time() * 1e6) / 1e6,
             history.reasons,
             request.input_crc32,
             history.maybe_billed,

@@ -142,10 +142,9 @@ def attempt_headers(address: EndpointAddress, portkey: PortkeyFields | None, tra
     Raises ValueError when together they are more than gets through.
     """
     if not address.portkey:
-        return {
-            "traceparent": f"00-{_hex_id(trace.trace_id, 32)}-{_hex_id(trace.span_id, 16)}-01",
-            "X-Client-Request-Id": f"{trace.trace_id}-{trace.span_id}",
-        }
+        ids = f"{trace.trace_id}-{trace.span_id}"
+        valid = ids if _IDS.fullmatch(ids) else f"{_hex_id(trace.trace_id, 32)}-{_hex_id(trace.span_id, 16)}"
+        return {"traceparent": f"00-{valid}-01", "X-Client-Request-Id": ids}
     headers = {"x-portkey-trace-id": trace.trace_id, "x-portkey-span-id": trace.span_id}
     if trace.parent_span_id is not None:
         headers["x-portkey-parent-span-id"] = trace.parent_span_id
@@ -174,6 +173,8 @@ def _size(headers: Mapping[str, str]) -> int:
 
 
 _HEX = re.compile("[0-9a-f]+")
+_IDS = re.compile("(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}")
+"""A trace's and a span's, as W3C takes them; ours are always such."""
 
 
 def _hex_id(text: str, digits: int) -> str:

@@ -2,7 +2,8 @@
 
 There is one origin, one method and one kind of body, which is there before it is sent and whole before it is read. So a
 request is a head that was spelled once, a few lines more, and its body in the same write; and an answer is what stands
-between two bytes of a connection that is nobody else's meanwhile. Nothing is queued, and only the attempt waits.
+between two bytes of a connection that is nobody else's meanwhile. Only the attempt waits, and what the attempts of one turn of
+the event loop send leaves together at its end: the server is woken once, not by each of them.
 
 How an answer is read: a parser tells a `_Connection` of headers and pieces of the body. The first of these ends it, as
 `_End` names them: its last byte, its bounds, the parser's refusal, the connection's loss. A connection that has anything
@@ -262,6 +263,7 @@ class _Pool:
         self._loop = loop
         self._open: set[_Connection] = set()
         self._none_left: asyncio.Future[None] | None = None
+        self._leaving: list[_Connection] = []
         self._idle: dict[_Connection, float] = {}
         """Since when, in the loop's time. The last to come is the first to be used again."""
         self._sweeper: asyncio.TimerHandle | None = None
@@ -287,6 +289,17 @@ class _Pool:
         self._idle[connection] = self._loop.time()
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(bounds.KEEPALIVE_S, self._sweep)
+
+    def send_soon(self, connection: _Connection) -> None:
+        """Have the connection send its request, with all others of this turn of the event loop."""
+        if not self._leaving:
+            self._loop.call_soon(self._send)
+        self._leaving.append(connection)
+
+    def _send(self) -> None:
+        leaving, self._leaving = self._leaving, []
+        for connection in leaving:
+            connection.send()
 
     def opened(self, connection: _Connection) -> None:
         self._open.add(connection)
@@ -362,6 +375,7 @@ class _Connection(asyncio.Protocol):
         "_pool",
         "_raw_headers",
         "_received",
+        "_request",
         "_size",
         "_transport",
         "_unsent",
@@ -390,10 +404,13 @@ class _Connection(asyncio.Protocol):
         parser.set_dangerous_leniencies(
             lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
         )
+        self._request: tuple[bytes, bytes] | None = None
+        """What is to be sent, head and body, until it is."""
         self._unsent: memoryview | None = None
+        """The rest of a large body that is being sent."""
         self._paused = False
         self.sent = False
-        """Whether anything of a request can have reached the server."""
+        """Whether anything of the request can have reached the server."""
         self.reusable = False
         """Whether another exchange can follow."""
         self.forget()
@@ -401,13 +418,26 @@ class _Connection(asyncio.Protocol):
     # --- for the endpoint ---
 
     def exchange(self, head: bytes, body: bytes) -> asyncio.Future[None]:
-        """Send a request; what is done when there is an answer, or can be none any more."""
-        self.reusable = False
+        """Send a request soon; what is done when there is an answer, or can be none any more."""
+        self.reusable = self.sent = False
         self._waiter = waiter = self._loop.create_future()
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        if self._transport is None:
             self._ended(_End.LOST)  # a new one, of which the server thought better
-            return waiter
+        else:
+            self._request = head, body
+            self._pool.send_soon(self)
+        return waiter
+
+    def send(self) -> None:
+        """Send the request, if it is still wanted."""
+        request, transport = self._request, self._transport
+        self._request = None
+        if request is None or transport is None:
+            return
+        if transport.is_closing():
+            self._ended(_End.LOST)
+            return
+        head, body = request
         self.sent = True
         if len(body) <= _PIECE_BYTES:
             transport.write(head + body)
@@ -415,7 +445,6 @@ class _Connection(asyncio.Protocol):
             transport.write(head)
             self._unsent = memoryview(body)
             self._write_on()
-        return waiter
 
     def forget(self) -> None:
         """Keep nothing of the last exchange, which may be long over when the next begins."""
@@ -444,7 +473,7 @@ class _Connection(asyncio.Protocol):
     def abort(self) -> None:
         """End the connection, and whatever is under way on it."""
         self.reusable = False
-        self._unsent = None
+        self._request = self._unsent = None
         if self._transport is not None:
             self._transport.abort()
 
@@ -456,7 +485,7 @@ class _Connection(asyncio.Protocol):
         self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._waiter is None or self.end is not None:
+        if self._waiter is None or self.end is not None or self._request is not None:
             self._unfit()  # nothing was asked
             return
         self._received += len(data)
@@ -483,7 +512,7 @@ class _Connection(asyncio.Protocol):
             self._ended(_End.LOST)
             self._unfit()
         self._transport = None
-        self._unsent = None
+        self._request = self._unsent = None
         del self._parser  # the two hold one another
         self._pool.lost(self)
 

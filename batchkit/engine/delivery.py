@@ -378,6 +378,11 @@ class Delivery:
 
     def _learn(self, history: _History, answer: Answer, now: float) -> StopRun | None:
         """What the answer says of the network and of the server. Whether the run ends with it."""
+        if isinstance(answer, Reply) and not history.retries_fault and self._outage.since is None:
+            self._outage.reached(probe=False)
+            self._budget.answered()
+            self._retries.stirred()
+            return None
         probe, history.probes = history.probes, False
         paid, history.retries_fault = history.retries_fault, False
         if isinstance(answer, Failure) and never_sent(answer):

@@ -68,7 +68,7 @@ def read_answer(status: int, headers: Mapping[str, str], body: bytes, now: float
                     model,
                     usage,
                     finish_reason or None,
-                    _read_gateway_retries(headers),
+                    _read_gateway_retries(headers) if _GATEWAY_RETRIES in headers else 0,
                     "x-portkey-cache-status" in headers
                     and headers["x-portkey-cache-status"].partition(",")[0] in _CACHE_HITS,
                 )
@@ -119,9 +119,8 @@ def _read_usage(usage: Any) -> Usage | None:
     """The tokens, or None if they are missing or cannot be believed: unknown is not zero."""
     if type(usage) is not dict:
         return None
-    prompt = _count(usage.get("prompt_tokens"))
-    completion = _count(usage.get("completion_tokens"))
-    if prompt is None or completion is None:
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not (type(prompt) is type(completion) is int and 0 <= prompt <= _MOST_TOKENS >= completion >= 0):
         return None
     total = _count(usage.get("total_tokens"))
     if total is None:
@@ -145,9 +144,12 @@ def _detail(details: Any, name: str) -> int:
 _CACHE_HITS = frozenset({"HIT", "SEMANTIC HIT"})
 
 
+_GATEWAY_RETRIES = "x-portkey-retry-attempt-count"
+
+
 def _read_gateway_retries(headers: Mapping[str, str]) -> int:
     # A header that came twice is joined: "1, 1".
-    text = headers.get("x-portkey-retry-attempt-count")
+    text = headers.get(_GATEWAY_RETRIES)
     if not text:
         return 0
     text = text.partition(",")[0].strip()

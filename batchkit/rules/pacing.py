@@ -258,7 +258,7 @@ class Pacer:
         Who was let start keeps what `reserved` says at this moment.
         """
         wait = self.wait(now, tokens)
-        if wait <= 0.0:
+        if wait <= 0.0 and self.ceilings.given:
             wait = self.ceilings.wait(now, tokens)
         if wait > 0.0:
             return wait
@@ -271,8 +271,10 @@ class Pacer:
         self._spent += cost
         if tokens:
             self._tokens_each += (tokens - self._tokens_each) / (100.0 if self._tokens_each else 1.0)
-        self._pace.spend(now, cost)
-        self.ceilings.spend(now, tokens)
+        if self._pace.per_s is not None:
+            self._pace.spend(now, cost)
+        if self.ceilings.given:
+            self.ceilings.spend(now, tokens)
         return 0.0
 
     def reserved(self, now: float, tokens: float = 0.0) -> Reservation:

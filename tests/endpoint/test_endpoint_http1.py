@@ -88,9 +88,10 @@ class _Ear(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.closing = False
+        self.written = b""
 
     def write(self, data: Any) -> None:
-        pass
+        self.written += data
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -117,6 +118,7 @@ def heard(pieces: list[bytes], *, leaves: bool) -> tuple[Answer | None, bool]:
         transport = _Ear()
         connection.connection_made(transport)
         waiter = connection.exchange(b"", b"")
+        connection.send()
         for piece in pieces:
             if not transport.closing:
                 connection.data_received(piece)
@@ -379,6 +381,27 @@ async def test_an_attempt_that_is_cancelled_takes_its_connection_with_it():
             await asyncio.sleep(0)
         assert not endpoint._pool._idle
         assert not endpoint._deadlines._running
+
+
+async def test_what_all_attempts_of_a_turn_send_leaves_together_and_only_if_it_is_still_wanted():
+    connections = [
+        http1._Connection(asyncio.get_running_loop(), pool)
+        for pool in [http1._Pool(asyncio.get_running_loop())] * 4
+    ]
+    ears = [_Ear() for _ in connections]
+    for connection, ear in zip(connections, ears, strict=True):
+        connection.connection_made(ear)
+        connection.exchange(b"head;", b"body")
+    first, given_up, left, asked_nothing = connections
+    given_up.abort()
+    ears[2].closing = True
+    asked_nothing.data_received(PLAIN)
+    assert [ear.written for ear in ears] == [b""] * 4
+    await asyncio.sleep(0)
+    assert [ear.written for ear in ears] == [b"head;body", b"", b"", b""]
+    assert [connection.sent for connection in connections] == [True, False, False, False]
+    assert (left.end, asked_nothing.end) == (http1._End.LOST, http1._End.LOST)
+    assert not first.reusable
 
 
 async def test_leaving_while_an_attempt_is_under_way_ends_it():

@@ -477,10 +477,10 @@ class Pacer:
 
     def announced(self, now: float, announced: Announced, reserved: Reservation) -> None:
         """The answer to an attempt announced limits. To be called before `accepted` or `refused`, which end the attempt."""
-        if reserved.at < self._said_at:
-            # It is older news than what came before.
+        if reserved.at < self._said_at - _SURVIVED_S:
+            # It is older news than what came before; those that began together are answered in any order.
             return
-        self._said_at = reserved.at
+        self._said_at = max(self._said_at, reserved.at)
         requests, tokens = self._announcements.hear(announced)
         if requests is None and tokens is None:
             return

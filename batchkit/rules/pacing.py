@@ -490,7 +490,7 @@ class Pacer:
             before[1] if tokens is None else tokens.per_minute,
         )
         if self._pace.per_s is None:
-            if self._crowd.bound is None:
+            if self._crowd.bound is None and reserved.at >= self._said_at:
                 left = inf if requests is None else requests.left
                 if tokens is not None and self._tokens_each:
                     left = min(left, tokens.left / self._tokens_each)

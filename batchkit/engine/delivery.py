@@ -7,9 +7,10 @@ failure, since most requests have none and its machinery costs as much as a good
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Final
 
 import anyio
 import tenacity
@@ -25,7 +26,6 @@ from batchkit.events import AttemptFailed, Event, Notice
 from batchkit.records import Answer, Billed, Failure, Outcome, Reply, Request, Trace
 from batchkit.rules.money import sum_of
 from batchkit.rules.outage import Outage
-from batchkit.rules.patience import Patience
 from batchkit.rules.retry import (
     Decision,
     Remedy,
@@ -42,6 +42,8 @@ from batchkit.rules.stopping import StopRule
 from batchkit.rules.tracing import Tracer
 
 __all__ = ["Delivery"]
+
+_NO_REASONS: Final[Mapping[str, int]] = {}
 
 
 class _History(UnderWay):
@@ -62,17 +64,14 @@ class _History(UnderWay):
     claim: Claim | None = None
     """What each attempt may cost, in a run with a `max_cost`."""
     maybe_cost: Decimal = Decimal(0)
-    trace_id: str = ""
     hedge: Hedge | None = None
     """What is under way beside the attempt."""
 
-    def __init__(self, request: Request, patience: Patience, since: float) -> None:
-        super().__init__(request, patience, since)
-        self.reasons: dict[str, int] = {}
+    reasons: Mapping[str, int] = _NO_REASONS
 
     def count(self, reason: str) -> None:
         """Count an attempt that did not bring the outcome."""
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self.reasons = {**self.reasons, reason: self.reasons.get(reason, 0) + 1}
 
 
 class Delivery:
@@ -146,7 +145,7 @@ class Delivery:
         under_way = self.under_way
         history = _History(request, under_way.patience_with(request.model), self._clock.now())
         under_way.requests[history] = None
-        history.trace_id = trace_id = self._tracer.trace_id(request)
+        trace_id = self._tracer.trace_id(request)
         try:
             answer = await self._try(request, trace_id, history)
             if isinstance(answer, Failure) and isinstance(history.decision, RetryAfter):
@@ -167,7 +166,7 @@ class Delivery:
             # whole number, which is a fraction of the work of round(…, 6).
             round(history.latency_s * 1e6) / 1e6,
             round(self._clock.time() * 1e6) / 1e6,
-            history.reasons,
+            history.reasons or {},
             request.input_crc32,
             history.maybe_billed,
             history.gateway_retries,
@@ -303,7 +302,7 @@ class Delivery:
         if reserved is None or self._stop.cause is not None:
             return
         history.attempts += 1
-        trace = self._tracer.attempt(request, history.trace_id, history.attempts)
+        trace = self._tracer.attempt(request, self._tracer.trace_id(request), history.attempts)
         self.in_flight += 1
         started = self._clock.now()
         hedge.answer = OVERTAKEN

@@ -236,6 +236,13 @@ def test_a_server_that_takes_nothing_is_left_alone_for_as_long_as_it_asks():
     assert pacer.paused_for(71.0) == 0.0
 
 
+def test_a_pause_of_the_pacers_own_is_none_that_the_server_asked_for():
+    pacer = Pacer()
+    refuse(pacer, 16, 10.0, hint=None)
+    assert pacer.reserve(10.2) > 0.0
+    assert pacer.paused_for(10.2) == 0.0
+
+
 def test_waiting_out_a_pause_does_not_raise_the_rate():
     pacer = Pacer()
     refuse(pacer, 16, 10.0, hint=60.0)

@@ -61,7 +61,7 @@ class Run:
 
     async def work(self, requests: int) -> float:
         """Bring so many requests to their outcomes. What that took, in seconds."""
-        left = iter(range(requests))
+        left, began = iter(range(requests)), self.clock.time()
 
         async def worker() -> None:
             for index in left:
@@ -75,7 +75,7 @@ class Run:
                 for _ in range(self.workers):
                     working.start_soon(worker)
             group.cancel_scope.cancel()
-        return max(outcome.finished_at for outcome in self.outcomes) - self.clock.time() + self.clock.now()
+        return max(outcome.finished_at for outcome in self.outcomes) - began
 
     @property
     def given_up(self) -> list[AttemptFailed]:
@@ -85,10 +85,9 @@ class Run:
 async def test_an_attempt_that_hangs_is_given_up_and_asked_again():
     run = Run(lambda index, attempt, _: HUNG if index == 990 and attempt == 1 else 2.0)
     assert await run.work(1000) < 100.0
-    assert [(event.index, event.failure.message) for event in run.given_up] == [
-        (990, run.given_up[0].failure.message)
-    ]
-    assert run.given_up[0].failure.message.endswith("s, when 99 of 100 of its like took 2 s at most")
+    (given_up,) = run.given_up
+    assert given_up.index == 990
+    assert given_up.failure.message.endswith("s, when 99 of 100 of its like took 2 s at most")
     outcome = next(outcome for outcome in run.outcomes if outcome.index == 990)
     assert outcome.succeeded
     assert (outcome.attempts, dict(outcome.retries), outcome.maybe_billed) == (2, {"timeout": 1}, 1)

@@ -110,7 +110,6 @@ def build_delivery(
         purse=purse,
         patient=not settings.fixed_timeout,
         hedge=settings.hedge_share,
-        concurrency=settings.concurrency,
     )
     endpoint.connected = delivery.connected
     return gate, delivery

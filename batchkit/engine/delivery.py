@@ -79,7 +79,7 @@ class Delivery:
 
     `jitter` gives random numbers in [0, 1); `emit` tells the observers; `purse` is None in a run without a `max_cost`. `patient`
     says that attempts which lie far beyond their peers are given up, while `under_way.run` goes on, and `hedge` which share of the
-    answers there may be of second attempts, with no more than `concurrency` in flight.
+    answers there may be of second attempts.
     """
 
     def __init__(
@@ -98,11 +98,9 @@ class Delivery:
         purse: Purse | None = None,
         patient: bool = True,
         hedge: float | None = None,
-        concurrency: int = 1,
     ) -> None:
         self._send = attempt
         self.under_way = Watch(clock, patient=patient)
-        self._concurrency = concurrency
         self._hedges: dict[Hedge, None] = {}
         if hedge is not None:
             self._hedging = Hedging(
@@ -207,9 +205,9 @@ class Delivery:
             return None
         if self._purse is not None and not await self._reserve(self._purse, request, history):
             return None
-        reserved = await self._gate.admit(request)
-        while self._hedges and self.in_flight >= self._concurrency:
+        while self._hedges and self._gate.full:
             await self._end_a_hedge()
+        reserved = await self._gate.admit(request)
         if reserved is None or self._stop.cause is not None:
             if self._purse is not None and history.claim is not None:
                 self._purse.release(history.claim)
@@ -257,7 +255,7 @@ class Delivery:
     def _has_room(self) -> bool:
         """Whether an attempt more would be in nobody's way, as far as can be told."""
         return (
-            self.in_flight < self._concurrency
+            not self._gate.full
             and not self._gate.waiting
             and not self.unpaid
             and not self._budget.spent

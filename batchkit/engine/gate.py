@@ -125,6 +125,11 @@ class Gate:
         return {model: lane.pacer for model, lane in self._lanes.items()}
 
     @property
+    def full(self) -> bool:
+        """Whether as many attempts are in flight as may be."""
+        return self._places <= 0
+
+    @property
     def held(self) -> int:
         """Attempts that wait for the limit of their own model, for each of which one to another model may be let in.
 

@@ -49,7 +49,7 @@ class Run:
         self.asked: Counter[int] = Counter()
         self.traces: list[tuple[int, Trace]] = []
         self.in_flight = self.most_in_flight = 0
-        self.gate = Gate(Pacer(rpm), self.clock, self.stop)
+        self.gate = Gate(Pacer(rpm), self.clock, self.stop, concurrency)
         self.spending = None if dollars is None else Spending(Decimal(dollars), authorised=Decimal(dollars))
         self.delivery = Delivery(
             self.attempt,
@@ -64,7 +64,6 @@ class Run:
             emit=lambda _: None,
             purse=self.purse(),
             hedge=share,
-            concurrency=concurrency,
         )
         for _ in range(200):
             self.delivery.under_way.patience_with("m").learn(2.0, TOOK, None)

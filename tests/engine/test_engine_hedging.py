@@ -254,3 +254,17 @@ async def test_a_request_that_is_left_at_once_leaves_no_second_attempt():
             group.cancel_scope.cancel()
         await run.clock.sleep(1.0)
         assert run.in_flight == run.delivery.in_flight == 0
+
+
+async def test_a_second_attempt_makes_room_for_another_requests_first():
+    run = Run(lambda index, _: (1.0 if index else 300.0, GOOD), concurrency=2)
+    async with run.watched(), anyio.create_task_group() as group:
+        group.start_soon(run.delivery.deliver, Request(0, "a", b"{}", "m"))
+        while run.in_flight < 2:
+            await run.clock.sleep(1.0)
+        began = run.clock.now()
+        outcome = await run.delivery.deliver(Request(1, "b", b"{}", "m"))
+        assert outcome is not None
+        assert outcome.succeeded
+        assert run.clock.now() - began < 2.0
+        assert run.most_in_flight == 2

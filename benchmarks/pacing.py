@@ -52,6 +52,8 @@ MEDIAN_S = 4.0
 SIGMA = 0.5
 REFUSED_S = 0.05
 PER_S = 50.0
+LARGE = 20_000
+"""Tokens: more than a second's worth of a million a minute."""
 
 
 # --- the provider --------------------------------------------------------------------------------------------------
@@ -62,7 +64,7 @@ class Limit:
     """What a provider takes of one model; whatever is None or zero is not limited."""
 
     per_s: Callable[[float], float] | None = None
-    """Requests a second at a moment: a bucket of so many seconds' worth."""
+    """Requests a second at a moment: a bucket of so many seconds' worth, and of one request at least."""
     burst_s: float = 1.0
     tokens_per_s: float | None = None
     in_flight: int | None = None
@@ -88,6 +90,11 @@ class Row:
     shares: Mapping[str, float] = field(default_factory=lambda: {"m": 1.0})
     """The share of each model among the requests."""
     mixed_sizes: bool = False
+    large: float = 0.0
+    """The share of requests with a prompt of `LARGE` tokens."""
+    median_s: float = MEDIAN_S
+    """Of the lognormal time that an answer takes."""
+    workers: int = WORKERS
 
 
 def steady(rate: float) -> Callable[[float], float]:
@@ -101,11 +108,13 @@ def one(**limit: object) -> Mapping[str, Limit]:
 ROWS: Mapping[str, Row] = {
     "50/s": Row(one(per_s=steady(PER_S))),
     "5/s": Row(one(per_s=steady(5.0))),
+    "0.5/s": Row(one(per_s=steady(0.5))),
     "50→20→50": Row(one(per_s=lambda now: 20.0 if 300 <= now < 600 else PER_S)),
     "Retry-After 30": Row(one(per_s=steady(PER_S), hint=30.0)),
     "a refusal counts": Row(one(per_s=steady(PER_S), refusal_costs=1.0)),
     "a refusal costs 2": Row(one(per_s=steady(PER_S), refusal_costs=2.0)),
     "200 in flight": Row(one(in_flight=200)),
+    "20 in flight": Row(one(in_flight=20)),
     "slow beyond 200": Row(one(slots=200), seconds=600.0),
     "tokens": Row(one(tokens_per_s=25_000.0), mixed_sizes=True),
     "50/s, announced": Row(one(per_s=steady(PER_S), announced=1.0)),
@@ -113,10 +122,12 @@ ROWS: Mapping[str, Row] = {
     "tokens, announced": Row(one(tokens_per_s=25_000.0, announced=1.0), mixed_sizes=True),
     "announced fourfold": Row(one(per_s=steady(PER_S), announced=4.0)),
     "ten keys, announced": Row(one(per_s=steady(PER_S), burst_s=60.0, announced=0.1)),
+    "1M tokens a minute": Row(one(tokens_per_s=1e6 / 60), mixed_sizes=True, large=0.02),
     "two models": Row(
         {"m": Limit(per_s=steady(PER_S)), "n": Limit(per_s=steady(5.0))}, shares={"m": 10.0, "n": 1.0}
     ),
     "no limit": Row(one(), seconds=120.0),
+    "no limit, 10 ms": Row(one(), seconds=0.9, median_s=0.01, workers=256),
     "1 % strays": Row(one(stray=0.01), seconds=240.0),
     "out for 10 min": Row(one(per_s=lambda now: 0.0 if 300 <= now < 900 else PER_S), seconds=1500.0),
 }
@@ -129,6 +140,7 @@ class Provider:
         self._clock = clock
         self._random = Random(seed)
         self._limits = row.limits
+        self._median_s = row.median_s
         self._levels = dict.fromkeys(row.limits, math.inf)
         self._token_levels = dict(self._levels)
         self._filled_at = dict.fromkeys(row.limits, 0.0)
@@ -162,7 +174,7 @@ class Provider:
         size = tokens_of(request)
         self._token_levels[model] -= size
         announced = self._announced(model)
-        takes_s = self._random.lognormvariate(math.log(MEDIAN_S), SIGMA)
+        takes_s = self._random.lognormvariate(math.log(self._median_s), SIGMA)
         self.in_flight[model] += 1
         served = self._served[model]
         if served is None:
@@ -184,7 +196,8 @@ class Provider:
         wait = 0.0
         if limit.per_s is not None:
             rate = limit.per_s(now)
-            level = self._levels[model] = min(rate * limit.burst_s, self._levels[model] + passed * rate)
+            most = max(1.0, rate * limit.burst_s) if rate else 0.0
+            level = self._levels[model] = min(most, self._levels[model] + passed * rate)
             if level < 1.0 - 1e-9:
                 wait = (1.0 - level) / rate if rate else 1.0
         if limit.tokens_per_s is not None:
@@ -232,6 +245,8 @@ def requests(row: Row, seed: int) -> Callable[[], Request]:
         prompt, completion = 200, 300
         if row.mixed_sizes:
             prompt, completion = int(random.lognormvariate(5.3, 1.0)), int(random.lognormvariate(5.2, 0.8))
+            if row.large and random.random() < row.large:
+                prompt = LARGE
         return Request(next(number), str(completion), bytes(4 * prompt), model, max_tokens=4096)
 
     return following
@@ -519,7 +534,7 @@ def run(
             while True:
                 await controller.deliver(following())
 
-        workers = [asyncio.ensure_future(work()) for _ in range(WORKERS)]
+        workers = [asyncio.ensure_future(work()) for _ in range(row.workers)]
         while (
             left := row.seconds - clock.now()
         ) > 1e-6:  # waits add up to a little less than they are together

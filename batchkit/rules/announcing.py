@@ -12,6 +12,7 @@ refused or taken tells more.
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 from batchkit.records import Announced, AnnouncedLimit
@@ -27,6 +28,8 @@ _LOW, _HIGH = 0.75, 1.33
 """Counts and resets are rounded, so the window that they come to is off by so much; the windows there are lie far apart."""
 _WHOLE_S = 3.0
 """A reset in whole seconds is rounded too coarsely to be used below this."""
+_BINDING = 0.9
+"""Requests are counted instead of tokens, or these instead of those, where the others would allow less than this share."""
 _SHORT_WINDOWS_S = 10.0
 """Windows of up to ten seconds are known; a longer reset is not of one of them."""
 
@@ -39,16 +42,51 @@ class Told(NamedTuple):
 
 
 class Announcements:
-    """What the answers of one model announced, and what of it is believed."""
+    """What the answers of one model announced, and what of it is believed; `requests` and `tokens` are None where nothing is."""
 
-    __slots__ = ("_requests", "_tokens")
+    __slots__ = ("_requests", "_tokens", "changed", "requests", "tokens")
 
     def __init__(self) -> None:
         self._requests, self._tokens = _Limit(), _Limit()
+        self.requests: Told | None = None
+        self.tokens: Told | None = None
+        self.changed = False
+        """Whether a limit that was believed was another before what was heard last."""
 
-    def hear(self, announced: Announced) -> tuple[Told | None, Told | None]:
-        """What to believe, now that this was said too, of requests and of tokens; None where there is nothing to believe."""
-        return self._requests.hear(announced.requests), self._tokens.hear(announced.tokens)
+    def hear(self, announced: Announced) -> bool:
+        """Take in what an answer announced. Whether any of it is believed."""
+        requests, tokens = self._requests.hear(announced.requests), self._tokens.hear(announced.tokens)
+        self.changed = _is_other(self.requests, requests) or _is_other(self.tokens, tokens)
+        self.requests, self.tokens = requests or self.requests, tokens or self.tokens
+        return requests is not None or tokens is not None
+
+    def left(self, tokens_each: float) -> float:
+        """How many requests of so many tokens were left at last."""
+        left = inf if self.requests is None else self.requests.left
+        if self.tokens is not None and tokens_each:
+            left = min(left, self.tokens.left / tokens_each)
+        return left
+
+    @property
+    def left_share(self) -> float:
+        """The share of a minute's limit that was left at last, of requests or tokens, whichever is less."""
+        return min(told.left / told.per_minute for told in (self.requests, self.tokens) if told is not None)
+
+    def binding(self, tokens_each: float, *, in_tokens: bool) -> tuple[float, bool]:
+        """The limit a second that allows less, and whether it is the one on tokens; `in_tokens` is which of them binds so far."""
+        requests, tokens = self.requests, self.tokens
+        if tokens is None or (requests is not None and not tokens_each):
+            return (inf if requests is None else requests.per_minute) / _MINUTE_S, False
+        if requests is None:
+            return tokens.per_minute / _MINUTE_S, True
+        share = tokens.per_minute / tokens_each / requests.per_minute
+        if share < (1.0 / _BINDING if in_tokens else _BINDING):
+            return tokens.per_minute / _MINUTE_S, True
+        return requests.per_minute / _MINUTE_S, False
+
+
+def _is_other(before: Told | None, told: Told | None) -> bool:
+    return before is not None and told is not None and before.per_minute != told.per_minute
 
 
 class _Limit:

@@ -14,9 +14,10 @@ __all__ = ["Crowd"]
 _TELLING = 6
 _APART_S = 0.5
 """So many refusals, so far apart, are enough to tell the two apart."""
-_ANSWERS = 40
-"""So many answers must have come to attempts that began near the number at which others were refused."""
-_FORGOTTEN_S = 60.0
+_ANSWERS, _ROUNDS = 40, 2
+"""So many answers must have come to attempts that began near the number at which others were refused, and so many for each in
+flight: at an even rate the number stays about where it is for as long as one answer takes."""
+_FORGOTTEN_S = 300.0
 _NEAR = 0.96
 _BEYOND = 1.03
 """Answers and refusals travel for a while, so what is counted here is a little more than what the server counts."""
@@ -58,8 +59,8 @@ class Crowd:
 
     def taken(self, began_at: float, level: int) -> bool:
         """An attempt was answered that began with `level` others in flight. Whether that makes a bound known."""
-        # Of a low limit, too, the last place counts: at the limit itself next to nothing is taken.
-        if began_at < self._since or level < min(_NEAR * self._lowest, self._lowest - 1):
+        # Of a low limit, too, the last places count: at the limit itself next to nothing is taken.
+        if began_at < self._since or level < min(_NEAR * self._lowest, self._lowest - 2):
             return False
         self._answers += 1
         self._beyond += level >= _BEYOND * self._lowest
@@ -93,7 +94,7 @@ class Crowd:
         if (
             self.bound is None
             and self._refusals >= _TELLING
-            and self._answers >= _ANSWERS
+            and self._answers >= max(_ANSWERS, _ROUNDS * self._lowest)
             and self._beyond <= _CROSSED * self._answers
         ):
             self._limit = self.bound = max(1, self._lowest)

@@ -3,19 +3,19 @@
 A limit of requests or tokens a minute is a rate, so a rate is what is controlled. `rules.budget` keeps a limit that is
 given; one that is hidden shows by its refusals, and is found so:
 
-*Beginning.* Nothing is known, and a server without a limit must not feel that. So many may start, and twice as many after each
-quarter second in which the last were not refused; each answer lets two more start. A thousand are in flight after a second, or
-as fast as answers come; a low limit costs some dozens of refusals instead of a thousand.
+*Beginning.* Nothing is known, and a server without a limit must not feel that. So a few may start, and twice as many after each
+quarter second in which the last were not refused; each answer lets dozens more start. A thousand are in flight after two seconds,
+or as soon as answers come; a low limit costs some refusals instead of a thousand.
 
 *Finding.* Refusals that are more than some strays (a CUSUM chart: each counts one, each start takes 2 % of one away) set the rate.
 A server that refuses has nothing left, so what it took from one refusal to the next is exactly its rate: that is measured, and
-98 % of it begin to start. Where it took nothing, the rate is halved for each round of refusals.
+98 % of it begin to start. Where most was refused nothing can be measured, and the rate is halved for each round of refusals.
 
 *Keeping.* While nothing is refused the rate rises to the limit, stays there for long, and then leaves it, as CUBIC does but
-flatter: limit * (1 + 0.02 * x^5), where x passes from -1 to 0 in some 150 starts. A single refusal beyond the limit lets the curve
-begin anew, and raises the limit a little; one below it is a stray and changes next to nothing. So a limit costs
-about one refusal in two hundred starts, one that rises is followed in half a minute, and a server that refuses one in a
-hundred for no reason is not slowed down.
+flatter: limit * (1 + 0.02 * x^5), where x passes from -1 to 0 in three seconds at first, and in twice as many starts each time the
+limit turns out to be what it was, up to ten seconds or 150 starts. A single refusal beyond the limit measures it again and lets the
+curve begin anew; one below it is a stray and changes next to nothing. So a limit of 50 a second costs one refusal in five hundred
+starts, one that rises is followed in half a minute, and a server that refuses one in a hundred for no reason is not slowed down.
 
 *Announced.* Where answers announce limits (`rules.announcing`), as much begins as they say is left, and then the announced
 rate stands as one that was found: from the first refusal on, or once what was left is used. It is a belief and no law: refusals
@@ -29,53 +29,58 @@ The clock is an argument in seconds, so an hour of pacing is tested in a millise
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, sqrt
 
 from batchkit.records import Announced
 from batchkit.rules.announcing import Announcements
-from batchkit.rules.budget import Budget, Ceilings, Reservation
+from batchkit.rules.budget import Ceilings, Reservation
 from batchkit.rules.crowding import Crowd
 
 __all__ = ["Pacer", "Reservation"]
 
-_FIRST = 16
+_FIRST = 4
 """So many may start at once when nothing is known."""
+_EACH = 32.0
+"""So many more for each answer."""
 _SURVIVED_S = 0.25
 """What was not refused in so long was taken; and so long everyone waits when a limit is met."""
 _ENOUGH = 4096
-
-_LONGEST_PAUSE_S = 5.0
-"""Everyone waits a quarter of a second when a limit is met, and twice as long after each round in which nothing was taken."""
-_DRY = 5
-"""After so many it is no matter of rates, and the limit is what it was before."""
-_DRIED = 0.85
-_BELIEVED = 0.6
-"""Where less than this share of the rate was taken, what was measured may be the debt that refusals left."""
+_PLAIN = 0.25
+"""From the first ones on, this share of refusals is more than strays."""
 
 _TOLERATED = 0.02
 _ALARMING = 5.0
+_FEW_STRAYS = 1
+"""Where more were refused below the limit, a single refusal beyond it tells nothing either."""
 _SHUT = 0.9
 """Above this share of refusals a server takes nothing, and is left alone for as long as it asks."""
+_LONGEST_PAUSE_S = 5.0
+"""Everyone waits a quarter of a second when a limit is met, and twice as long after each round in which most was refused."""
+
+_FEWEST = 8
+_SHORTEST_MEASURED_S, _LONGEST_MEASURED_S = 0.25, 3.0
+"""Less than so many, or in less time, is too early to tell; if it takes longer, what there is must do."""
+_DRIED = 0.85
+"""A known limit is lowered to this share of it when most was refused: where refusals count, nothing can be measured."""
+_LOWEST_PER_S = 0.02
 
 _BELOW = 0.02
 _CURVE = 5
-_STARTS = 150.0
-_SHORTEST_S, _LONGEST_S = 2.0, 40.0
-_RAISED = 0.15
-_FAR = 0.1
-_RISEN = 0.6
+_FIRST_STARTS, _STARTS = 40.0, 150.0
+_SHORTEST_S, _STEADY_S, _LONGEST_S = 3.0, 10.0, 60.0
+_FASTEST = 1.2
+"""The most the rate grows in a second, beyond a limit."""
+_FAR, _RISEN = 0.1, 0.55
+"""So far beyond the limit, it is at least this share of the rate: what one second fills up hides no more."""
+_SAME = 1.03
 _LOWERED = 0.995
-_DOUBLED_S = 1.0
-_GUESSED_GROWTH = 1.2
-"""In a second, beyond a limit that was not measured yet."""
+"""The most that a single refusal takes from a limit."""
 _CLEAN_S = 2.0
-_LOWEST_PER_S = 0.02
 _GROWN_EVERY_S = 0.1
 
-_MEASURED_S = 2.0
-_MEASURED_STARTS = 40.0
-_SHORTEST_MEASURED_S = 0.25
-_FEWEST = 8
+_SAVED_S = 1.0
+"""A start waits for all it costs, or for what comes in in so long: no bucket is known to hold more."""
+_EARLY_S = 0.05
 
 _LEFT = 0.9
 """The share of what is announced to be left that is begun before the announced rate is kept: others may use the key too."""
@@ -83,16 +88,50 @@ _PLENTY = 0.5
 """Where a larger share than this is left, though as much begins as was announced, there is more: a gateway has several keys."""
 _AS_ANNOUNCED = 0.1
 """A limit that was moved by a larger share than this is one that was found."""
-_BINDING = 0.9
-"""Requests are counted instead of tokens, or these instead of those, where the others would allow less than this share."""
 
-_TELLING = 25
-"""So many refusals tell by their size whether tokens are what is limited."""
-_LARGER, _ALIKE = 1.4, 1.1
+_USUAL, _TELLING = 0.05, 2.5
+"""The sizes of what was refused are summed up, less the usual, until they tell whether tokens are what is limited."""
 
 
-class _Anchor:
-    """A refusal from which on is counted what was taken."""
+class _Pace:
+    """A rate, kept as a bucket that was empty at `_empty_at`: a start waits until what it costs has come in."""
+
+    __slots__ = ("_empty_at", "per_s")
+
+    def __init__(self) -> None:
+        self.per_s: float | None = None
+        self._empty_at = 0.0
+
+    def change(self, now: float, per_s: float) -> None:
+        if self.per_s is not None and self._empty_at > now:
+            self._empty_at = now + (self._empty_at - now) * self.per_s / per_s
+        self.per_s = per_s
+
+    def scale(self, factor: float) -> None:
+        if self.per_s is not None:
+            self.per_s *= factor
+
+    def emptied(self, now: float) -> None:
+        self._empty_at = max(self._empty_at, now)
+
+    def wait(self, now: float, cost: float) -> float:
+        if self.per_s is None:
+            return 0.0
+        return max(0.0, self._empty_at + min(_SAVED_S, cost / self.per_s) - now - _EARLY_S)
+
+    def spend(self, now: float, cost: float) -> None:
+        if self.per_s is not None:
+            takes_s = cost / self.per_s
+            self._empty_at = max(self._empty_at, now - min(_SAVED_S, takes_s)) + takes_s
+
+
+def _size(tokens: float, usual: float) -> float:
+    """Of a request, from 0 to 1, and 0.5 where it is as large as usual."""
+    return tokens / (tokens + usual)
+
+
+class _Empty:
+    """A moment at which the server had nothing left, and from which on is counted what it took."""
 
     __slots__ = ("at", "refused", "spent")
 
@@ -115,7 +154,7 @@ class Pacer:
         self.ceilings = Ceilings(rpm, tpm) if ceilings is None else ceilings
         self.in_flight = 0
         self._crowd = Crowd()
-        self._pace = Budget(None)
+        self._pace = _Pace()
         self._in_tokens = False
         self._tokens_each = 0.0
         # What was started, in numbers and in what the pace counts; and how it stood one and two seconds ago.
@@ -131,30 +170,28 @@ class Pacer:
         # Finding.
         self._score = 0.0
         self._scored = 0
-        self._anchors: tuple[_Anchor, _Anchor] | None = None
+        self._empty: _Empty | None = None
         self._dry = 0
-        self._refused_at = -inf
         self._lowered_at = -inf
         self._paused_until = 0.0
         self._asked_until = 0.0
         # Keeping.
         self._limit: float | None = None
-        self._limit_before = 0.0
-        self._spent_before = 0.0
-        self._guessed = False
+        self._starts = _FIRST_STARTS
+        self._strays = 0
         self._clean_since = 0.0
         self._clean_from = 0
         self._grown_at = 0.0
         self._held_back_at = -inf
         # Which of the two is limited.
-        self._sized = 0
-        self._sized_tokens = 0.0
-        # Announced: a minute's requests and tokens, what of the cost may begin before they count, and as what they were put in force.
+        self._size = 0.5
+        self._odd = 0.0
+        # Announced: what of the cost may begin before it counts, when it was said last, and what was put in force.
         self._announcements = Announcements()
-        self._told: tuple[float | None, float | None] = (None, None)
         self._left_until = inf
         self._said_at = -inf
         self._seeded = 0.0
+        self._more_left = False
 
     def another(self) -> Pacer:
         """A pacer for another model under the same ceilings."""
@@ -214,7 +251,7 @@ class Pacer:
         return (
             self.ceilings.tokens.per_s is not None
             or self._pace.per_s is not None
-            or self._told[1] is not None
+            or self._announcements.tokens is not None
         )
 
     def used(self, now: float) -> float:
@@ -271,6 +308,7 @@ class Pacer:
         self._spent += cost
         if tokens:
             self._tokens_each += (tokens - self._tokens_each) / (100.0 if self._tokens_each else 1.0)
+            self._size += (_size(tokens, self._tokens_each) - self._size) / 100.0
         if self._pace.per_s is not None:
             self._pace.spend(now, cost)
         if self.ceilings.given:
@@ -309,7 +347,7 @@ class Pacer:
         self.in_flight -= 1
         self._taken += 1
         if self._free is not None:
-            self._free += 1.0
+            self._free += _EACH - 1.0
             self._unproven -= 1
         self.ceilings.settle(now, reserved, actual)
         if self._dry and reserved.at > self._lowered_at:
@@ -328,9 +366,10 @@ class Pacer:
         self.ceilings.settle(now, reserved, 0.0, usual=False)
         if self._pace.per_s is None and self._left_until < inf:
             seconds, started, _ = self._recent(now)
-            if started >= self._binding_per_s() * max(_SURVIVED_S, seconds):
+            if started >= self._announced_per_s() * max(_SURVIVED_S, seconds):
                 self._seed(now)
-        self._anchor(now, reserved)
+        if self._empty is not None and reserved.at > self._empty.at:
+            self._empty.refused += reserved.tokens if self._in_tokens else 1.0
         if reserved.at <= self._lowered_at:
             # It began before the rate was last lowered, and tells nothing of the present one.
             self._pause_if_shut(now, hint)
@@ -346,57 +385,84 @@ class Pacer:
             if self._score < _ALARMING:
                 return
         self._weigh(reserved.tokens)
-        if self._score >= _ALARMING or not self._taken:
-            self._alarmed(now, hint, reserved)
-        else:
-            self._stray(now, reserved)
+        if self._alarms():
+            self._pause_if_shut(now, hint)
+            if self._recent(now)[1]:
+                self._lower(now, reserved)
+            return
+        if not self._taken:
+            self._pause_if_shut(now, hint)
+        rate, limit = self._pace.per_s, self._limit
+        if rate is not None and limit is not None and rate <= limit:
+            self._limit = _LOWERED * limit
+            self._strays += 1
+        elif rate is not None and limit is not None and self._strays <= _FEW_STRAYS:
+            self._met(now, reserved, rate, limit)
+            return
+        if self._score == 1.0:
+            # A stray, or the first of those that tell of a lower limit.
+            self._empty = _Empty(reserved.at, reserved.spent)
 
-    def _stray(self, now: float, reserved: Reservation) -> None:
-        """A single refusal: beyond the limit it was to be expected, below it says next to nothing."""
-        limit, rate = self._limit, self._pace.per_s
-        if limit is None or rate is None:
-            return
-        if rate < limit:
-            self._limit = limit * _LOWERED
-            return
+    def _alarms(self) -> bool:
+        """Whether refusals are more than strays."""
+        if self._free is None:
+            return self._score >= _ALARMING
+        # Growing goes on when this quarter second is over, if it was a stray.
+        self._unproven = min(self._unproven, int(self._free) - 1)
+        return self._score >= _ALARMING or self._refused >= max(2, _PLAIN * self._started)
+
+    def _met(self, now: float, reserved: Reservation, rate: float, limit: float) -> None:
+        """A refusal beyond the limit, as was to be expected: what was taken since the last one is the limit."""
         beyond = rate / limit - 1.0
-        if beyond < _FAR:
-            self._limit = limit * (1.0 + _RAISED * beyond)
-        else:
-            # It has risen, or a bucket that filled meanwhile hid it: all that was taken since the last refusals tells.
-            taken = (reserved.spent - self._spent_before) / max(1.0, reserved.at - self._lowered_at)
-            self._limit = min(rate, max(limit, taken, _RISEN * rate))
-        self._spent_before = self._spent
-        self._lowered_at = self._clean_since = now
+        told = self._measured(reserved)
+        if beyond > _FAR:
+            # It has risen, or what filled up meanwhile has hidden it for a while.
+            told = max(told, _RISEN * rate)
+        self._limit = max(_LOWERED * limit, min(rate, told))
+        self._starts = 2.0 * self._starts if self._limit < _SAME * limit else _FIRST_STARTS
         # Where refusals are counted against the limit they leave a debt.
         self._paused_until = max(self._paused_until, now + min(_SURVIVED_S, 2.0 * beyond))
-        self._pace.change(now, (1.0 - _BELOW) * self._limit)
+        self._restart(now, reserved, (1.0 - _BELOW) * self._limit)
 
-    def _alarmed(self, now: float, hint: float | None, reserved: Reservation) -> None:
-        """More than strays."""
-        self._pause_if_shut(now, hint)
-        if self._score < _ALARMING or not self._recent(now)[1]:
-            return
-        rate = self._pace.per_s
+    def _lower(self, now: float, reserved: Reservation) -> None:
+        """Refusals are more than strays: begin anew with what was taken since the first of them."""
         if self._crowd.bound is not None:
             self._crowd.let_go()
-        measured = self._measured(reserved)
-        if rate is not None and measured is None:
-            # Too early to tell.
-            self._stray(now, reserved)
-            return
-        if rate is not None and measured is not None and measured >= _BELIEVED * rate:
-            self._limit, self._guessed = min(rate, measured), False
-            lower = (1.0 - _BELOW) * self._limit
+        rate = self._pace.per_s
+        if rate is None:
+            seconds, started, _ = self._recent(now)
+            lower = started / max(0.5, seconds) * self._cost() / 2.0
             self._dry = 0
         else:
-            lower = self._lower_dry(now)
+            taken, seconds = self._taken_since(reserved)
+            if self._empty is None or taken < self._empty.refused:
+                lower = rate / 2.0
+                if self._limit is not None and not self._dry:
+                    self._limit = lower = _DRIED * min(self._limit, rate)
+                self._dry += 1
+            else:
+                if seconds >= _SHORTEST_MEASURED_S and taken >= _FEWEST * self._cost():
+                    self._limit = min(rate, self._measured(reserved))
+                    self._dry = 0
+                elif seconds >= _LONGEST_MEASURED_S:
+                    self._limit = min(self._limit or rate, sqrt(rate * self._measured(reserved)))
+                else:
+                    self._clean_since = now
+                    return
+                lower = (1.0 - _BELOW) * self._limit
+        self._paused_until = max(
+            self._paused_until, now + min(_LONGEST_PAUSE_S, _SURVIVED_S * 2.0**self._dry)
+        )
         self._free = None
-        self._anchors = None
-        self._spent_before = self._spent
-        self._lowered_at = now
-        self._clean_since = now
-        self._pace.change(now, max(_LOWEST_PER_S * self._cost(), lower))
+        self._starts = _FIRST_STARTS
+        self._restart(now, reserved, max(_LOWEST_PER_S * self._cost(), lower))
+
+    def _restart(self, now: float, reserved: Reservation, rate: float) -> None:
+        self._empty = _Empty(reserved.at, reserved.spent)
+        self._lowered_at = self._clean_since = now
+        self._strays = 0
+        self._pace.change(now, rate)
+        self._pace.emptied(now)
 
     def _pause_if_shut(self, now: float, hint: float | None) -> None:
         _, started, refused = self._recent(now)
@@ -404,69 +470,25 @@ class Pacer:
             self._asked_until = max(self._asked_until, now + hint)
             self._paused_until = max(self._paused_until, self._asked_until)
 
-    def _lower_dry(self, now: float) -> float:
-        """The rate after a round in which nothing was taken. Some such rounds in a row are no matter of rates."""
-        self._paused_until = max(
-            self._paused_until, now + min(_LONGEST_PAUSE_S, _SURVIVED_S * 2.0**self._dry)
-        )
-        self._dry += 1
-        rate, limit = self._pace.per_s, self._limit
-        if rate is None:
-            seconds, started, _ = self._recent(now)
-            return started / max(0.5, seconds) * self._cost() / 2.0
-        if limit is None:
-            if self._taken:
-                self._limit, self._guessed = rate / 2.0, True
-            return rate / 2.0
-        if self._dry == 1:
-            self._limit_before = limit
-        if self._dry > _DRY:
-            self._limit = max(limit, self._limit_before)
-            return rate / 2.0
-        self._limit, self._guessed = min(limit, _DRIED * rate), False
-        return (1.0 - _BELOW) * self._limit
-
     def _cost(self) -> float:
         return self._tokens_each if self._in_tokens else 1.0
 
-    def _anchor(self, now: float, reserved: Reservation) -> None:
-        """Note from where on to count what is taken: a refusal some seconds ago, if there were others since."""
-        rate = self._pace.per_s
-        longest = max(_MEASURED_S, _MEASURED_STARTS * self._cost() / rate if rate else 0.0)
-        quiet, self._refused_at = now - self._refused_at, now
-        if self._anchors is None or quiet > longest / 2.0:
-            anchor = _Anchor(now, self._spent)
-            self._anchors = (anchor, anchor)
-            return
-        cost = reserved.tokens if self._in_tokens else 1.0
-        old, new = self._anchors
-        if reserved.at >= old.at:
-            old.refused += cost
-        if new is not old and reserved.at >= new.at:
-            new.refused += cost
-        if now - new.at > longest:
-            self._anchors = (new, _Anchor(now, self._spent))
+    def _taken_since(self, reserved: Reservation) -> tuple[float, float]:
+        """What the server took since it had nothing left, until it refused the one that was `reserved`; and in how many seconds."""
+        if self._empty is None:
+            return 0.0, 0.0
+        return reserved.spent - self._empty.spent - self._empty.refused, reserved.at - self._empty.at
 
-    def _measured(self, reserved: Reservation) -> float | None:
-        """What the server took in a second, between the anchor and the start of a refused request; None if that is too short."""
-        if self._anchors is None:
-            return None
-        anchor, cost = self._anchors[0], self._cost()
-        seconds = reserved.at - anchor.at
-        taken = reserved.spent - anchor.spent - anchor.refused
-        if seconds <= 0.0:
-            return None
-        if taken < cost / 2.0:
-            return 0.0
-        if taken < _FEWEST * cost and 2.0 * taken >= reserved.spent - anchor.spent:
-            return None
+    def _measured(self, reserved: Reservation) -> float:
+        """What the server took in a second, between two refusals."""
+        taken, seconds = self._taken_since(reserved)
         # Between two moments at which it had less than one left it may have taken up to one more than it was given.
-        return (taken + cost / 2.0) / seconds if seconds >= _SHORTEST_MEASURED_S else None
+        return max(0.0, taken + self._cost() / 2.0) / seconds if seconds > 0.0 else 0.0
 
     def _forget_rate(self) -> None:
         """The number in flight explains all: there is no rate."""
         self._clean_from = self._started
-        self._pace = Budget(None)
+        self._pace = _Pace()
         self._limit = None
         self._in_tokens = False
         self._free = None
@@ -481,48 +503,29 @@ class Pacer:
             # It is older news than what came before; those that began together are answered in any order.
             return
         self._said_at = max(self._said_at, reserved.at)
-        requests, tokens = self._announcements.hear(announced)
-        if requests is None and tokens is None:
+        told = self._announcements
+        if not told.hear(announced):
             return
-        before = self._told
-        self._told = told = (
-            before[0] if requests is None else requests.per_minute,
-            before[1] if tokens is None else tokens.per_minute,
-        )
         if self._pace.per_s is None:
             if self._crowd.bound is None and reserved.at >= self._said_at:
-                left = inf if requests is None else requests.left
-                if tokens is not None and self._tokens_each:
-                    left = min(left, tokens.left / self._tokens_each)
-                self._left_until = reserved.spent + _LEFT * left
+                self._left_until = reserved.spent + _LEFT * told.left(self._tokens_each)
             return
-        changed = any(then not in (None, now_is) for then, now_is in zip(before, told, strict=True))
         if self._limit is None:
             # A rate that was guessed from refusals before anything was believed.
             as_announced = False
-            changed = self._binding_per_s() < (self.per_s or 0.0)
+            changed = self._announced_per_s() < (self.per_s or 0.0)
         else:
             as_announced = abs(self._limit - self._seeded) <= _AS_ANNOUNCED * self._seeded
+            changed = told.changed
         if changed or (as_announced and self._binding()[1] is not self._in_tokens):
             self._seed(now)
         elif as_announced:
-            self._guessed = all(
-                each is None or each.left > _PLENTY * each.per_minute for each in (requests, tokens)
-            )
+            self._more_left = told.left_share > _PLENTY
 
     def _binding(self) -> tuple[float, bool]:
-        """The announced limit a second that allows less, and whether it is the one on tokens."""
-        requests, tokens = self._told
-        if tokens is None or (requests is not None and not self._tokens_each):
-            return (requests or inf) / 60.0, False
-        if requests is None:
-            return tokens / 60.0, True
-        share = tokens / self._tokens_each / requests
-        if share < (1.0 / _BINDING if self._in_tokens else _BINDING):
-            return tokens / 60.0, True
-        return requests / 60.0, False
+        return self._announcements.binding(self._tokens_each, in_tokens=self._in_tokens)
 
-    def _binding_per_s(self) -> float:
+    def _announced_per_s(self) -> float:
         """The announced limit in force, or to be, in requests a second."""
         limit, in_tokens = self._binding()
         return limit / max(1.0, self._tokens_each) if in_tokens else limit
@@ -531,70 +534,74 @@ class Pacer:
         """Put the announced limit in force, as one that was found just now."""
         limit, in_tokens = self._binding()
         if in_tokens is not self._in_tokens:
-            each = max(1.0, self._tokens_each)
-            self._spent *= each if in_tokens else 1.0 / each
-            self._in_tokens = in_tokens
-            self._pace = Budget(None)
+            self._count_otherwise()
         self._limit = self._seeded = limit
-        self._guessed = False
+        self._more_left = False
         self._free = None
         self._left_until = inf
-        self._anchors = None
+        self._empty = _Empty(now, self._spent)
         self._score, self._scored = 0.0, self._started
         self._dry = 0
-        self._spent_before = self._spent
+        self._starts = _STARTS
+        self._strays = 0
         self._lowered_at = self._clean_since = now
         self._pace.change(now, (1.0 - _BELOW) * limit)
 
     def _weigh(self, tokens: float) -> None:
-        """Whether tokens are limited or requests: the larger a request, the sooner a limit on tokens refuses it."""
+        """Whether tokens are limited or requests: the larger a request, the sooner a limit on tokens refuses it.
+
+        Where tokens are paced although requests are limited, the small ones are refused, as they come faster.
+        """
         if not tokens or not self._tokens_each:
             return
-        self._sized += 1
-        self._sized_tokens += tokens / self._tokens_each
-        if self._sized < _TELLING:
+        larger = _size(tokens, self._tokens_each) - self._size
+        self._odd = max(0.0, self._odd - _USUAL + (-larger if self._in_tokens else larger))
+        if self._odd < (2.0 * _TELLING if self._in_tokens else _TELLING):
             return
-        larger = self._sized_tokens / self._sized
-        self._sized, self._sized_tokens = 0, 0.0
-        if (larger >= _LARGER and not self._in_tokens) or (larger <= _ALIKE and self._in_tokens):
-            factor = 1.0 / self._tokens_each if self._in_tokens else self._tokens_each
-            self._in_tokens = not self._in_tokens
-            self._spent *= factor
-            self._spent_before *= factor
-            pace = Budget(None)
-            if self._pace.per_s is not None:
-                pace.change(0.0, self._pace.per_s * factor)
-            self._pace = pace
-            self._limit = None if self._limit is None else self._limit * factor
-            self._anchors = None
+        self._count_otherwise()
+
+    def _count_otherwise(self) -> None:
+        """Count requests instead of tokens, or these instead of those."""
+        each = max(1.0, self._tokens_each)
+        factor = 1.0 / each if self._in_tokens else each
+        self._odd = 0.0
+        self._in_tokens = not self._in_tokens
+        self._spent *= factor
+        self._pace.scale(factor)
+        self._limit = None if self._limit is None else self._limit * factor
+        self._empty = None
 
     # --- growing ---
 
     def _clean_for(self, now: float, limit: float) -> float:
-        """For how long nothing was refused beyond the limit, in the time that some hundred and fifty starts take."""
-        usual_s = min(_LONGEST_S, max(_SHORTEST_S, _STARTS * self._cost() / limit))
-        return (now - max(self._clean_since, self._paused_until)) / usual_s
+        """For how long nothing was refused beyond the limit, where 1 is the time in which the limit is reached."""
+        usual_s = self._cost() / limit
+        most_s = min(_LONGEST_S, max(_STEADY_S, _STARTS * usual_s))
+        return (now - max(self._clean_since, self._paused_until)) / min(
+            most_s, max(_SHORTEST_S, self._starts * usual_s)
+        )
 
     def _grow(self, now: float) -> None:
         rate, limit = self._pace.per_s, self._limit
         assert rate is not None
         passed, self._grown_at = now - self._grown_at, now
-        if now - self._held_back_at > 1.0:
+        if now - self._held_back_at > _CLEAN_S:
             # It is not the pace that holds work back: nothing is learned of a higher one.
             self._clean_since += passed
             return
         if limit is None or rate < (1.0 - _BELOW) * limit * 0.999:
-            if now - max(self._clean_since, self._paused_until) < _CLEAN_S:
+            doubled_s = 1.0 if limit is not None or self._dry else max(1.0, self._cost() / rate)
+            if now - max(self._clean_since, self._paused_until) < _CLEAN_S * doubled_s:
                 return
-            grown = rate * 2.0 ** (min(1.0, passed) / _DOUBLED_S)
+            grown = rate * 2.0 ** (min(1.0, passed) / doubled_s)
             if limit is not None and grown >= (1.0 - _BELOW) * limit:
                 grown = (1.0 - _BELOW) * limit
                 self._clean_since = now
-        elif self._guessed:
-            grown = rate * _GUESSED_GROWTH ** min(1.0, passed)
+        elif self._more_left:
+            grown = rate * _FASTEST ** min(1.0, passed)
         else:
             beyond = min(10.0, self._clean_for(now, limit) - 1.0)
-            grown = min(limit * (1.0 + _BELOW * beyond**_CURVE), rate * 1.5 ** min(1.0, passed))
+            grown = min(limit * (1.0 + _BELOW * beyond**_CURVE), rate * _FASTEST ** min(1.0, passed))
         if grown > rate:
             given = self.ceilings.requests.per_s
             if given is not None and not self._in_tokens:

@@ -34,7 +34,7 @@ async def test_a_model_at_its_limit_holds_up_no_other():
     clock, stop = ManualClock(), Stop()
     gate = Gate(Pacer(), clock, stop)
     slow, fast = replace(ask(), model="slow"), replace(ask(), model="fast")
-    refused = [await gate.admit(slow) for _ in range(10)]
+    refused = [await gate.admit(slow) for _ in range(4)]
     for reserved in refused:
         gate.settle(slow, failure("rate_limited", retry_after=60.0), reserved or Reservation(0.0))
     assert gate.pacers["slow"].paused_for(0.0) == 60.0

@@ -15,7 +15,7 @@ def refused(crowd, levels, *, apart_s=1.0):
 def test_refusals_at_one_number_beyond_which_nothing_is_taken_are_a_bound():
     crowd = Crowd()
     assert not any(refused(crowd, [203, 200, 201, 200, 202, 201, 200]))
-    assert [crowd.taken(2.0, 199) for _ in range(40)] == [False] * 39 + [True]
+    assert [crowd.taken(2.0, 199) for _ in range(400)] == [False] * 399 + [True]
     assert crowd.bound == 200
 
 
@@ -23,7 +23,7 @@ def test_refusals_at_one_number_beyond_which_nothing_is_taken_are_a_bound():
 def test_a_bound_so_low_that_one_less_is_far_below_it_is_found_as_well(limit):
     crowd = Crowd()
     refused(crowd, [limit] * 8)
-    for _ in range(40):
+    for _ in range(max(40, 2 * limit)):
         crowd.taken(2.0, limit - 1)
     assert crowd.bound == limit
 
@@ -47,19 +47,19 @@ def test_where_others_are_taken_beyond_the_number_there_is_no_bound():
 def test_attempts_far_below_the_number_tell_nothing():
     crowd = Crowd()
     refused(crowd, [200] * 8)
-    assert not any(crowd.taken(2.0, 150) for _ in range(100))
+    assert not any(crowd.taken(2.0, 150) for _ in range(1000))
 
 
 def test_refusals_of_one_moment_are_one():
     crowd = Crowd()
     refused(crowd, [200] * 50, apart_s=0.01)
-    assert not any(crowd.taken(2.0, 199) for _ in range(100))
+    assert not any(crowd.taken(2.0, 199) for _ in range(1000))
 
 
 def test_one_more_is_tried_after_a_while_and_a_refusal_takes_it_back():
     crowd = Crowd()
     refused(crowd, [200] * 8)
-    for _ in range(40):
+    for _ in range(400):
         crowd.taken(2.0, 199)
     assert not crowd.grow(1.0)
     assert crowd.bound == 200
@@ -72,7 +72,7 @@ def test_one_more_is_tried_after_a_while_and_a_refusal_takes_it_back():
 def test_a_bound_that_is_never_met_again_is_raised_for_good():
     crowd = Crowd()
     refused(crowd, [200] * 8)
-    for _ in range(40):
+    for _ in range(400):
         crowd.taken(2.0, 199)
     assert crowd.grow(3.0)
     assert crowd.bound == 250
@@ -81,7 +81,7 @@ def test_a_bound_that_is_never_met_again_is_raised_for_good():
 def test_a_refusal_far_below_the_bound_is_not_explained_by_it():
     crowd = Crowd()
     refused(crowd, [200] * 8)
-    for _ in range(40):
+    for _ in range(400):
         crowd.taken(2.0, 199)
     assert not crowd.refused(20.0, 19.9, 100)
     crowd.let_go()

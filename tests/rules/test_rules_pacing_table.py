@@ -1,0 +1,31 @@
+"""Rows of the table that `benchmarks/pacing.py` draws: the real gate and delivery beside one that knows the limit."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from pacing import ROWS, Batchkit, Ideal, run
+
+
+@pytest.mark.parametrize(
+    ("row", "seconds", "workers", "of_ideal", "refused"),
+    [
+        ("50/s", 120.0, 500, 0.97, 0.01),
+        ("5/s", 900.0, 100, 0.97, 0.01),
+        ("Retry-After 30", 120.0, 500, 0.97, 0.01),
+        ("a refusal counts", 240.0, 500, 0.97, 0.01),
+        ("20 in flight", 900.0, 100, 0.95, 0.01),
+        ("no limit, 10 ms", 0.9, 256, 0.98, 0.0),
+    ],
+)
+def test_nearly_all_that_a_hidden_limit_allows_is_answered_and_next_to_nothing_refused(
+    row, seconds, workers, of_ideal, refused
+):
+    short = replace(ROWS[row], seconds=seconds, workers=workers)
+    ideal, ran = (run(make, short, seed=1) for make in (Ideal, Batchkit))
+    assert len(ran.answered) >= of_ideal * len(ideal.answered)
+    assert ran.refused <= refused * len(ran.answered)

@@ -48,7 +48,8 @@ _ENOUGH = 4096
 _PLAIN = 0.25
 """From the first ones on, this share of refusals is more than strays."""
 
-_TOLERATED = 0.02
+_TOLERATED, _TOLERATED_FREE = 0.02, 0.03
+"""The share of refusals that are strays; a server without a known rate has more to lose by a false alarm."""
 _ALARMING = 5.0
 _FEW_STRAYS = 1
 """Where more were refused below the limit, a single refusal beyond it tells nothing either."""
@@ -374,7 +375,8 @@ class Pacer:
             # It began before the rate was last lowered, and tells nothing of the present one.
             self._pause_if_shut(now, hint)
             return
-        self._score = max(0.0, self._score - _TOLERATED * (self._started - self._scored)) + 1.0
+        tolerated = _TOLERATED if self.found else _TOLERATED_FREE
+        self._score = max(0.0, self._score - tolerated * (self._started - self._scored)) + 1.0
         self._score = min(self._score, _ALARMING + 1.0)
         self._scored = self._started
         bound = self._crowd.bound

@@ -157,7 +157,7 @@ def encode(line: OutputLine) -> bytes:
         error,
         orjson.dumps(meta)[:-1],
     )
-    return b'%b,"crc32":"%08x"}}\n' % (covered, crc32(covered))
+    return covered + b',"crc32":"%08x"}}\n' % crc32(covered)
 
 
 @lru_cache(maxsize=8)

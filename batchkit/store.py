@@ -263,7 +263,9 @@ class _Log:
     def append(self, data: bytes) -> None:
         self.dirty = True
         try:
-            _write_all(self._disk, self._descriptor, data)
+            written = self._disk.write(self._descriptor, data)
+            if written < len(data):
+                _write_all(self._disk, self._descriptor, data[written:])
         except OSError as error:
             # A part of the line may be there; if it cannot be taken back, the next run finds it torn.
             try:

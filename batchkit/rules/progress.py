@@ -34,6 +34,9 @@ class DoneIndexes:
             self._count += end - start
 
     def __contains__(self, index: int) -> bool:
+        ends = self._ends
+        if not ends or index >= ends[-1]:
+            return False
         at = bisect_right(self._starts, index) - 1
         return at >= 0 and index < self._ends[at]
 

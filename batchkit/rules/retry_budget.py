@@ -86,7 +86,8 @@ class RetryBudget:
 
     def answered(self) -> None:
         """The server gave an answer for good, to a new request or to a retry."""
-        self._left = min(self._most, self._left + 1)
+        if self._left < self._most:
+            self._left += 1
         self._answered += (1.0 - self._answered) / _WATCHED
         self._in_vain = 0
         self._next_at = 0.0

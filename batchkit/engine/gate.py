@@ -75,7 +75,9 @@ class _Lane:
     def __init__(self, pacer: Pacer) -> None:
         self.pacer = pacer
         self.forecast = TokenForecast()
-        self.turn = anyio.Lock()
+        self.turn = anyio.Lock(
+            fast_acquire=True
+        )  # the other kind lets the loop turn once more for each who passes
         self.waiting = 0
         self.held = False
         """Whether those who wait do so for a limit of their own model."""
@@ -107,7 +109,7 @@ class Gate:
         self._lanes: dict[str | None, _Lane] = {}
         self._first = _Lane(pacer)
         self._ceilings = pacer.ceilings
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
         self._placeless: _Lane | None = None
         self._held = 0
         self._waiting_bytes = 0
@@ -268,7 +270,7 @@ class Queue:
 
     def __init__(self, sleep: Callable[[float], Awaitable[bool]]) -> None:
         self._sleep = sleep
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
         self._nap: anyio.CancelScope | None = None
 
     async def wait(self, ask: Callable[[], float]) -> bool:

@@ -79,7 +79,7 @@ class Purse:
         self._stop = stop
         self._clock = clock
         self._emit = emit
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
         self._nap: anyio.CancelScope | None = None
         self._told_of_more = False
         self.waiting = 0

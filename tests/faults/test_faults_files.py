@@ -397,7 +397,7 @@ def test_fault_06_a_checkpoint_that_is_missing_or_broken_is_rebuilt_by_a_scan_wi
         case "cut":
             path.write_bytes(data[: len(data) // 2])
         case _:
-            path.write_bytes(data.replace(b'"version":2', b'"version":9'))
+            path.write_bytes(data.replace(b'"version":3', b'"version":9'))
     received = provider.stats.received
     gone_on = command(*half_done)
     files.assert_summary_is_a_fold(gone_on.json, 40)

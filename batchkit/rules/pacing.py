@@ -22,7 +22,8 @@ rate stands as one that was found: from the first refusal on, or once what was l
 below it lower it, and where nothing is refused the rate rises beyond it.
 
 What is counted is requests, or tokens once those that were refused are clearly larger than the others. A limit on how many are
-in flight shows in the same way and is told apart by `rules.crowding`.
+in flight shows in the same way and is told apart by `rules.crowding`. A server that refuses none, but lets those beyond so many
+wait, shows by its latencies (`rules.saturation`).
 
 The clock is an argument in seconds, so an hour of pacing is tested in a millisecond.
 """
@@ -35,6 +36,7 @@ from batchkit.records import Announced
 from batchkit.rules.announcing import Announcements
 from batchkit.rules.budget import Ceilings, Reservation
 from batchkit.rules.crowding import Crowd
+from batchkit.rules.saturation import Saturation
 
 __all__ = ["Pacer", "Reservation"]
 
@@ -155,6 +157,7 @@ class Pacer:
         self.ceilings = Ceilings(rpm, tpm) if ceilings is None else ceilings
         self.in_flight = 0
         self._crowd = Crowd()
+        self._saturation = Saturation()
         self._pace = _Pace()
         self._in_tokens = False
         self._tokens_each = 0.0
@@ -216,7 +219,7 @@ class Pacer:
     @property
     def limited(self) -> bool:
         """Whether a limit of this model was found, on its rate or on how many are in flight."""
-        return self._pace.per_s is not None or self._crowd.bound is not None
+        return self._pace.per_s is not None or self._bounded
 
     @property
     def limit_per_minute(self) -> tuple[float, str] | None:
@@ -227,8 +230,12 @@ class Pacer:
 
     @property
     def most_in_flight(self) -> int | None:
-        """How many at once the server was found to take; None while no such limit was found."""
-        return self._crowd.bound
+        """How many at once the server was found to take, or to make use of; None while no such limit was found."""
+        return self._saturation.known if self._crowd.bound is None else self._crowd.bound
+
+    @property
+    def _bounded(self) -> bool:
+        return self._crowd.bound is not None or self._saturation.bound is not None
 
     @property
     def is_open(self) -> bool:
@@ -237,14 +244,14 @@ class Pacer:
             (self._free is None or self._unproven < self._free)
             and self._spent < self._left_until
             and self._pace.per_s is None
-            and self._crowd.bound is None
+            and not self._bounded
             and not self.ceilings.given
         )
 
     @property
     def awaits_answers(self) -> bool:
         """Whether an answer may let others start, before the time that `wait` gave."""
-        return self._crowd.bound is not None or self._free is not None or self.ceilings.given
+        return self._bounded or self._free is not None or self.ceilings.given
 
     @property
     def counts_tokens(self) -> bool:
@@ -275,6 +282,8 @@ class Pacer:
             if self._crowd.grow((self._started - self._clean_from) / _STARTS):
                 self._clean_from = self._started
             wait = inf if self.in_flight >= self._crowd.bound else 0.0
+        elif self._saturation.bound is not None and self.in_flight >= self._saturation.bound:
+            wait = inf
         elif self._pace.per_s is not None:
             if now - self._grown_at >= _GROWN_EVERY_S:
                 self._grow(now)
@@ -351,6 +360,10 @@ class Pacer:
             self._free += _EACH - 1.0
             self._unproven -= 1
         self.ceilings.settle(now, reserved, actual)
+        if self._pace.per_s is None and self._crowd.bound is None:
+            self._saturation.answered(now, reserved.at, reserved.level, self.in_flight, actual or 0.0)
+        elif self._saturation.bound is not None:
+            self._saturation = Saturation()
         if self._dry and reserved.at > self._lowered_at:
             self._dry = 0
         if self._refused and self._crowd.taken(reserved.at, reserved.level):

@@ -47,12 +47,13 @@ _EACH = 32.0
 _SURVIVED_S = 0.25
 """What was not refused in so long was taken; and so long everyone waits when a limit is met."""
 _ENOUGH = 4096
-_PLAIN = 0.25
-"""From the first ones on, this share of refusals is more than strays."""
+_FEW, _PLAIN = 3, 1.0 / 3.0
+"""So many refusals, if they are this share of all from the first one on, are more than strays: of a hundred requests that are refused
+one at a time for no reason, it takes ten thousand runs to see three among nine."""
 
-_TOLERATED, _TOLERATED_FREE = 0.02, 0.03
-"""The share of refusals that are strays; a server without a known rate has more to lose by a false alarm."""
-_ALARMING = 5.0
+_ALARM, _ALARM_FREE = (0.02, 5.0), (0.03, 8.0)
+"""The share of refusals that are strays, and the score at which they are more; a server without a known rate has more to lose by a
+false alarm, which 1 % strays raise there once in a million refusals."""
 _FEW_STRAYS = 1
 """Where more were refused below the limit, a single refusal beyond it tells nothing either."""
 _SHUT = 0.9
@@ -173,7 +174,7 @@ class Pacer:
         self._proven_at = -inf
         # Finding.
         self._score = 0.0
-        self._scored = 0
+        self._scored = 0.0
         self._empty: _Empty | None = None
         self._dry = 0
         self._lowered_at = -inf
@@ -388,19 +389,20 @@ class Pacer:
             # It began before the rate was last lowered, and tells nothing of the present one.
             self._pause_if_shut(now, hint)
             return
-        tolerated = _TOLERATED if self.found else _TOLERATED_FREE
-        self._score = max(0.0, self._score - tolerated * (self._started - self._scored)) + 1.0
-        self._score = min(self._score, _ALARMING + 1.0)
-        self._scored = self._started
+        tolerated, alarming = _ALARM if self.found else _ALARM_FREE
+        # In the order of starts: what began in one burst is refused all at once.
+        since = max(0.0, reserved.spent - self._scored) / self._cost()
+        self._score = min(max(0.0, self._score - tolerated * since), alarming) + 1.0
+        self._scored = max(self._scored, reserved.spent)
         bound = self._crowd.bound
         if self._crowd.refused(now, reserved.at, reserved.level):
             if bound is None:
                 self._forget_rate()
             self._clean_from = self._started
-            if self._score < _ALARMING:
+            if self._score < alarming:
                 return
         self._weigh(reserved.tokens)
-        if self._alarms():
+        if self._alarms(alarming):
             self._pause_if_shut(now, hint)
             if self._recent(now)[1]:
                 self._lower(now, reserved)
@@ -418,13 +420,13 @@ class Pacer:
             # A stray, or the first of those that tell of a lower limit.
             self._empty = _Empty(reserved.at, reserved.spent)
 
-    def _alarms(self) -> bool:
+    def _alarms(self, alarming: float) -> bool:
         """Whether refusals are more than strays."""
         if self._free is None:
-            return self._score >= _ALARMING
+            return self._score >= alarming
         # Growing goes on when this quarter second is over, if it was a stray.
         self._unproven = min(self._unproven, int(self._free) - 1)
-        return self._score >= _ALARMING or self._refused >= max(2, _PLAIN * self._started)
+        return self._score >= alarming or self._refused >= max(_FEW, _PLAIN * self._started)
 
     def _met(self, now: float, reserved: Reservation, rate: float, limit: float) -> None:
         """A refusal beyond the limit, as was to be expected: what was taken since the last one is the limit."""
@@ -555,7 +557,7 @@ class Pacer:
         self._free = None
         self._left_until = inf
         self._empty = _Empty(now, self._spent)
-        self._score, self._scored = 0.0, self._started
+        self._score, self._scored = 0.0, self._spent
         self._dry = 0
         self._starts = _STARTS
         self._strays = 0
@@ -582,6 +584,7 @@ class Pacer:
         self._odd = 0.0
         self._in_tokens = not self._in_tokens
         self._spent *= factor
+        self._scored *= factor
         self._pace.scale(factor)
         self._limit = None if self._limit is None else self._limit * factor
         self._empty = None

@@ -395,7 +395,8 @@ class Pacer:
         self._score = min(max(0.0, self._score - tolerated * since), alarming) + 1.0
         self._scored = max(self._scored, reserved.spent)
         bound = self._crowd.bound
-        if self._crowd.refused(now, reserved.at, reserved.level):
+        # Before a limit is found, refusals are strays, which come at any number in flight.
+        if self.limited and self._crowd.refused(now, reserved.at, reserved.level):
             if bound is None:
                 self._forget_rate()
             self._clean_from = self._started

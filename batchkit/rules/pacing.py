@@ -54,6 +54,8 @@ one at a time for no reason, it takes ten thousand runs to see three among nine.
 _ALARM, _ALARM_FREE = (0.02, 5.0), (0.03, 8.0)
 """The share of refusals that are strays, and the score at which they are more; a server without a known rate has more to lose by a
 false alarm, which 1 % strays raise there once in a million refusals."""
+_MEASURED = 2.0
+"""No higher is the score once a limit was measured: it is not lowered again by the next one that is refused for no reason."""
 _FEW_STRAYS = 1
 """Where more were refused below the limit, a single refusal beyond it tells nothing either."""
 _SHUT = 0.9
@@ -462,6 +464,7 @@ class Pacer:
                 if seconds >= _SHORTEST_MEASURED_S and taken >= _FEWEST * self._cost():
                     self._limit = min(rate, self._measured(reserved))
                     self._dry = 0
+                    self._score = min(self._score, _MEASURED)
                 elif seconds >= _LONGEST_MEASURED_S:
                     self._limit = min(self._limit or rate, sqrt(rate * self._measured(reserved)))
                 else:

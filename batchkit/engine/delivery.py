@@ -57,6 +57,8 @@ class _History(UnderWay):
     billed: tuple[Billed, ...] = ()
     """What the repeated attempts took, as far as they said so."""
     decision: Decision | None = None
+    refused: bool = False
+    """Whether the last attempt was, for its model's limit."""
     retries_fault: bool = False
     """Whether the next attempt, or the one under way, repeats one that failed by a fault, and is paid by the budget."""
     probes: bool = False
@@ -182,7 +184,7 @@ class Delivery:
             return answers.pop() if answers else await self._try(request, trace_id, history)
 
         async def sleep(seconds: float) -> None:
-            await self._gate.sleep(seconds)
+            await (self._gate.rest(request, seconds) if history.refused else self._gate.sleep(seconds))
 
         def wait(_: tenacity.RetryCallState) -> float:
             return history.decision.seconds if isinstance(history.decision, RetryAfter) else 0.0
@@ -277,27 +279,25 @@ class Delivery:
             with hedge.scope:
                 await self._try_beside(history, hedge)
         finally:
+            if hedge.answer is None:
+                # It was not sent: others that began in the same moment had the room.
+                self._hedging.withdrawn(history)
+                if history.hedge is hedge:
+                    history.hedge = None
             hedge.done.set()
 
     async def _try_beside(self, history: _History, hedge: Hedge) -> None:
         request, claim = history.request, None
         if not self._has_room():
-            return  # others that were let begin in the same moment have it
+            return
         if self._purse is not None and history.claim is not None:
             claim = self._purse.reserve_beside(history.claim)
             if claim is None:
                 return
-        reserved = None
-        try:
-            reserved = await self._gate.admit(request)
-        finally:
-            if (
-                claim is not None
-                and self._purse is not None
-                and (reserved is None or self._stop.cause is not None)
-            ):
+        reserved = self._gate.admit_now(request)
+        if reserved is None:
+            if claim is not None and self._purse is not None:
                 self._purse.release(claim)
-        if reserved is None or self._stop.cause is not None:
             return
         history.attempts += 1
         trace = self._tracer.attempt(request, self._tracer.trace_id(request), history.attempts)
@@ -430,6 +430,7 @@ class Delivery:
 
     def _decide(self, request: Request, history: _History, failure: Failure, now: float) -> Failure | None:
         history.faults += is_fault(failure)
+        history.refused = remedy_of(failure) is Remedy.RATE
         decision = self._policy.decide(
             failure,
             attempt=history.attempts,

@@ -141,10 +141,35 @@ class Gate:
             return 0
         return min(self._held, _MOST_HELD)
 
+    def admit_now(self, request: Request) -> Reservation | None:
+        """What is reserved for an attempt on `request` that may start at once; None if it would have to wait."""
+        return self._start(request, self._lane(request.model), self._count_prompt(request))
+
     async def admit(self, request: Request) -> Reservation | None:
         """Wait until an attempt on `request` may start. What is reserved for it, or None when the run is stopping."""
         lane = self._lane(request.model)
         prompt_tokens = self._count_prompt(request)
+        reserved = self._start(request, lane, prompt_tokens)
+        if reserved is not None:
+            return reserved
+        self._waits(lane, 1, len(request.body))
+        try:
+            async with lane.turn:
+                return await self._pass(request, lane, prompt_tokens)
+        finally:
+            self._waits(lane, -1, -len(request.body))
+
+    async def rest(self, request: Request, seconds: float) -> bool:
+        """`sleep`, for a request that its model's limit refused: it is `held` meanwhile."""
+        self._held += 1
+        self._waiting_bytes += len(request.body)
+        try:
+            return await self.sleep(seconds)
+        finally:
+            self._held -= 1
+            self._waiting_bytes -= len(request.body)
+
+    def _start(self, request: Request, lane: _Lane, prompt_tokens: int | None) -> Reservation | None:
         if (
             (lane.pacer.is_open or not (self.waiting if self._ceilings.given else lane.waiting))
             and self._places > 0
@@ -155,12 +180,7 @@ class Gate:
             if lane.pacer.reserve(now, tokens) == 0.0:
                 self._places -= 1
                 return lane.pacer.reserved(now, tokens)
-        self._waits(lane, 1, len(request.body))
-        try:
-            async with lane.turn:
-                return await self._pass(request, lane, prompt_tokens)
-        finally:
-            self._waits(lane, -1, -len(request.body))
+        return None
 
     def _waits(self, lane: _Lane, attempts: int, size: int) -> None:
         self.waiting += attempts
@@ -178,8 +198,8 @@ class Gate:
         """Wait for the pace of the model, then among those at the front of each for what all share."""
         pacer = lane.pacer
         while True:
-            while (wait := pacer.wait(self._clock.now(), lane.expect(request, prompt_tokens))) > 0.0:
-                self._hold(lane, held=pacer.limited)
+            while (wait := pacer.wait(now := self._clock.now(), lane.expect(request, prompt_tokens))) > 0.0:
+                self._hold(lane, held=pacer.limited or pacer.paused_for(now) > 0.0)
                 if not await self._nap(lane, wait):
                     return None
             if lane.waiting == 1:
@@ -189,8 +209,10 @@ class Gate:
                 while True:
                     if self._places <= 0:
                         self._placeless = lane
-                        awake = await self._nap(lane, inf)
-                        self._placeless = None
+                        try:
+                            awake = await self._nap(lane, inf)
+                        finally:
+                            self._placeless = None
                         if not awake:
                             return None
                         continue

@@ -63,3 +63,8 @@ class Hedging:
         self._hedges += 1
         each.hedged = True
         return True
+
+    def withdrawn(self, each: UnderWay) -> None:
+        """One that was counted was not made."""
+        self._hedges -= 1
+        each.hedged = False

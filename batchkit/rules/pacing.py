@@ -78,6 +78,7 @@ _FASTEST = 1.2
 """The most the rate grows in a second, beyond a limit."""
 _FAR, _RISEN = 0.1, 0.55
 """So far beyond the limit, it is at least this share of the rate: what one second fills up hides no more."""
+_FAR_BEYOND = 10.0
 _SAME = 1.03
 _LOWERED = 0.995
 """The most that a single refusal takes from a limit."""
@@ -92,6 +93,8 @@ _LEFT = 0.9
 """The share of what is announced to be left that is begun before the announced rate is kept: others may use the key too."""
 _PLENTY = 0.5
 """Where a larger share than this is left, though as much begins as was announced, there is more: a gateway has several keys."""
+_REFUTING = 1.5
+_MINUTE_S = 60.0
 _AS_ANNOUNCED = 0.1
 """A limit that was moved by a larger share than this is one that was found."""
 
@@ -197,6 +200,7 @@ class Pacer:
         self._announcements = Announcements()
         self._left_until = inf
         self._said_at = -inf
+        self._begun_at = 0.0
         self._seeded = 0.0
         self._more_left = False
 
@@ -314,6 +318,8 @@ class Pacer:
             return wait
         if now >= self._ticks[0][0] + 1.0:
             self._tick(now)
+        if not self._started:
+            self._begun_at = now
         cost = tokens if self._in_tokens else 1.0
         self.in_flight += 1
         self._started += 1
@@ -525,7 +531,7 @@ class Pacer:
             return
         self._said_at = max(self._said_at, reserved.at)
         told = self._announcements
-        if not told.hear(announced):
+        if not told.hear(announced) or self._refutes(now):
             return
         if self._pace.per_s is None:
             if self._crowd.bound is None and reserved.at >= self._said_at:
@@ -545,6 +551,13 @@ class Pacer:
 
     def _binding(self) -> tuple[float, bool]:
         return self._announcements.binding(self._tokens_each, in_tokens=self._in_tokens)
+
+    def _refutes(self, now: float) -> bool:
+        """Whether more was taken than the announced limit allows, or what is announced does not suffice for one request."""
+        limit, in_tokens = self._binding()
+        cost = max(1.0, self._tokens_each) if in_tokens else 1.0
+        allowed = _MINUTE_S * limit + limit * (now - self._begun_at)
+        return cost > _MINUTE_S * limit or self._taken * cost > _REFUTING * allowed
 
     def _announced_per_s(self) -> float:
         """The announced limit in force, or to be, in requests a second."""
@@ -624,6 +637,9 @@ class Pacer:
         else:
             beyond = min(10.0, self._clean_for(now, limit) - 1.0)
             grown = min(limit * (1.0 + _BELOW * beyond**_CURVE), rate * _FASTEST ** min(1.0, passed))
+            if grown > _FAR_BEYOND * limit:
+                # Nothing was refused all the way: that was no limit, and the next is looked for from here.
+                self._limit, self._clean_since, self._starts = grown, now, _FIRST_STARTS
         if grown > rate:
             given = self.ceilings.requests.per_s
             if given is not None and not self._in_tokens:

@@ -268,3 +268,18 @@ async def test_a_second_attempt_makes_room_for_another_requests_first():
         assert outcome.succeeded
         assert run.clock.now() - began < 2.0
         assert run.most_in_flight == 2
+
+
+async def test_a_second_attempt_for_which_there_was_no_room_is_made_when_there_is():
+    """Five hang, and one place is free for a second attempt, until those that are in the way are answered."""
+    run = Run(
+        lambda index, attempt: (20.0 if index >= 5 else 300.0 if attempt == 1 else 1.0, GOOD),
+        share=0.05,
+        concurrency=11,
+    )
+    async with run.watched(), anyio.create_task_group() as group:
+        for index in range(10):
+            group.start_soon(run.delivery.deliver, Request(index, "a", b"{}", "m"))
+        await run.clock.sleep(40.0)
+        assert [run.asked[index] for index in range(5)] == [2] * 5
+        assert run.in_flight == 0

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
 sys.path.append(str(Path(__file__).parents[1] / "simulation"))
 
 from virtual_time import VirtualClock
@@ -26,14 +28,18 @@ from batchkit.testing import failure, reply
 
 LATENCY_S = 0.1
 PER_S = 5.0
+SHUT_S = 3000.0
 
 
 class Scene:
-    """A job of `models`, in this order; "slow" is refused beyond five a second, others are not."""
+    """A job of `models`, in this order; "slow" is refused beyond five a second, "shut" until `SHUT_S`, others are not."""
 
-    def __init__(self, clock: VirtualClock, models: list[str], concurrency: int, size: int) -> None:
+    def __init__(
+        self, clock: VirtualClock, models: list[str], concurrency: int, size: int, retry_after: float | None
+    ) -> None:
         self.models = models
         self.size = size
+        self.retry_after = retry_after
         self.clock, self.stop = clock, Stop()
         self.gate = Gate(Pacer(), self.clock, self.stop, concurrency)
         self.delivery = Delivery(
@@ -84,7 +90,9 @@ class Scene:
             refused = self.level < 1.0
             self.level -= not refused
         await self.clock.sleep(LATENCY_S)
-        return failure("rate_limited") if refused else reply()
+        if request.model == "shut" and self.clock.now() < SHUT_S:
+            refused = True
+        return failure("rate_limited", retry_after=self.retry_after) if refused else reply()
 
     def write(self, outcome: Outcome) -> None:
         model = self.models[outcome.index]
@@ -92,12 +100,14 @@ class Scene:
         self.ended_at[model] = self.clock.now()
 
 
-def work_through(models: list[str], *, concurrency: int = 16, size: int = 100) -> Scene:
+def work_through(
+    models: list[str], *, concurrency: int = 16, size: int = 100, retry_after: float | None = None
+) -> Scene:
     clock = VirtualClock(0.0)
     loop = clock.loop()
 
     async def work() -> Scene:
-        scene = Scene(clock, models, concurrency, size)
+        scene = Scene(clock, models, concurrency, size, retry_after)
         await scene.pipeline.run()
         return scene
 
@@ -146,3 +156,12 @@ def test_reading_ahead_ends_with_the_bytes_that_may_wait(monkeypatch):
 def test_a_concurrency_of_one_has_one_in_flight_with_two_models():
     scene = work_through(["slow", "free"] * 100, concurrency=1)
     assert scene.most_in_flight == 1
+
+
+@pytest.mark.parametrize("concurrency", [2, 8, 256])
+@pytest.mark.parametrize("limited", ["slow", "shut"])
+def test_a_model_that_is_to_be_left_alone_for_minutes_holds_up_no_other(limited, concurrency):
+    """Neither the pause that it asks for, nor those that were refused and wait it out by themselves."""
+    scene = work_through([limited, "free"] * 400, concurrency=concurrency, retry_after=300.0)
+    assert scene.ended_at["free"] < 400 * LATENCY_S * 2 + 10.0
+    assert scene.most_in_flight <= concurrency

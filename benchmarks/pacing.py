@@ -573,7 +573,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=" · ".join(ROWS)
+        "--rows",
+        nargs="+",
+        choices=ROWS,
+        default=list(ROWS),
+        metavar="ROW",
+        help=" · ".join(ROWS).replace("%", "%%"),
     )
     parser.add_argument(
         "--controllers", nargs="+", choices=CONTROLLERS, default=list(CONTROLLERS), metavar="NAME"

@@ -1,7 +1,7 @@
 """Whether memory stays flat over a long run: batchkit on millions of short requests and answers, its size every few seconds.
 
 Needs Linux, and 750 MB of disk for each million requests while it runs. Fails if the run's last quarter took more memory than
-its third (medians) by over GROWTH_MIB.
+its third (medians) by over 4 MiB.
 
     python benchmarks/soak.py 5000000
 """
@@ -100,7 +100,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("requests", nargs="?", type=int, default=5_000_000)
+    parser.add_argument(
+        "requests", nargs="?", type=int, default=5_000_000, help="how many to send (default: %(default)s)"
+    )
     requests = parser.parse_args().requests
     print(f"{requests:,} requests, {IN_FLIGHT} in flight, on {machine()}")
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +111,7 @@ def main() -> None:
     def quarter(number: int) -> float:
         there = [each.resident_mib for each in samples if each.answers * 4 // requests == number]
         if not there:
-            raise SystemExit("too short a run to tell anything")
+            raise SystemExit("too short a run to tell anything: 100,000 requests are enough")
         return median(there)
 
     quarters = [quarter(number) for number in range(4)]

@@ -204,7 +204,14 @@ def main() -> None:
     parser.add_argument(
         "--peers", nargs="*", choices=peers, default=peers, metavar="PEER", help=" · ".join(peers)
     )
-    parser.add_argument("--rounds", type=int, default=3, help="of the short rows (default: %(default)s)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        choices=range(1, 100),
+        metavar="N",
+        default=3,
+        help="of the short rows (default: %(default)s)",
+    )
     parser.add_argument(
         "--markdown", type=Path, metavar="PAGE", help="also write into a page, between its marks"
     )

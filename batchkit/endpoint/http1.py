@@ -95,6 +95,12 @@ class Http1Endpoint:
             answered = connection.exchange(head, body)
             del head  # with thousands in flight, what is not needed while they wait adds up
             await answered
+            while connection.stale:
+                self._pool.put_back(connection)
+                connection = None
+                connection = self._pool.take() or await self._connection()
+                head = self._head.spelled(attempt_headers(self._address, request.portkey, trace), len(body))
+                await connection.exchange(head, body)
             return self._judged(connection)
         except _NotConnected as reason:
             return reason.failure
@@ -145,6 +151,7 @@ class Http1Endpoint:
                 connection.abort()  # it came about too late
         except BaseException as error:
             connection.abort()
+            self._pool.lost(connection)  # uvloop does not say so of one that came about in this moment
             if isinstance(error, OSError):
                 raise _NotConnected(self._why_not_connected(error)) from None
             raise
@@ -269,13 +276,13 @@ class _Pool:
         self._sweeper: asyncio.TimerHandle | None = None
 
     def take(self) -> _Connection | None:
-        """An idle connection, if there is one that the server has not left."""
+        """An idle connection, if there is one that the server is not known to have left."""
         if not self._idle:
             return None
         oldest = self._loop.time() - bounds.KEEPALIVE_S
         while self._idle:
             connection, since = self._idle.popitem()
-            if since >= oldest and connection.can_go_on():
+            if since >= oldest and connection.reusable:
                 return connection
             connection.close()
         return None
@@ -368,6 +375,7 @@ class _Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_kept",
         "_loop",
         "_parser",
         "_paused",
@@ -386,6 +394,7 @@ class _Connection(asyncio.Protocol):
         "head",
         "reusable",
         "sent",
+        "stale",
     )
     _waiter: asyncio.Future[None] | None
     _raw_headers: list[tuple[bytes, bytes]]
@@ -411,15 +420,18 @@ class _Connection(asyncio.Protocol):
         self._paused = False
         self.sent = False
         """Whether anything of the request can have reached the server."""
-        self.reusable = False
+        self.reusable = self._kept = False
         """Whether another exchange can follow."""
+        self.stale = False
+        """Whether a kept connection turned out to have been left by the server, before anything was sent on it."""
         self.forget()
 
     # --- for the endpoint ---
 
     def exchange(self, head: bytes, body: bytes) -> asyncio.Future[None]:
         """Send a request soon; what is done when there is an answer, or can be none any more."""
-        self.reusable = self.sent = False
+        self._kept = self.reusable
+        self.reusable = self.sent = self.stale = False
         self._waiter = waiter = self._loop.create_future()
         if self._transport is None:
             self._ended(_End.LOST)  # a new one, of which the server thought better
@@ -434,7 +446,8 @@ class _Connection(asyncio.Protocol):
         self._request = None
         if request is None or transport is None:
             return
-        if transport.is_closing():
+        self.stale = self._kept and not is_silent(self._watch)
+        if self.stale or transport.is_closing():
             self._ended(_End.LOST)
             return
         head, body = request
@@ -459,10 +472,6 @@ class _Connection(asyncio.Protocol):
     def body(self) -> bytes:
         """What came of the body."""
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-
-    def can_go_on(self) -> bool:
-        """Whether an idle connection can carry another request."""
-        return self.reusable and is_silent(self._watch)
 
     def close(self) -> None:
         """Take leave of the server."""

@@ -185,7 +185,7 @@ def _fill(body: dict[str, Any], defaults: Mapping[str, Any]) -> None:
 
 def _check_body(body: Mapping[str, Any]) -> None:
     messages = body.get("messages")
-    if not messages or (type(messages) is not list and not isinstance(messages, list | tuple)):
+    if (type(messages) is not list and not isinstance(messages, list | tuple)) or not messages:
         raise _Bad("messages is a list of at least one message")
     if body.get("stream"):
         raise _Bad('"stream": true cannot be batched; leave it out')

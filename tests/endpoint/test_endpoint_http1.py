@@ -15,11 +15,13 @@ from typing import Any
 import aiohappyeyeballs
 import orjson
 import pytest
+import uvloop
 from hypothesis import given, strategies as st
 from scripted_server import CHUNKED, ScriptedServer, Sends, hanging, http, then_closing
 
 from batchkit.endpoint import bounds, http1
 from batchkit.endpoint.http1 import Http1Endpoint
+from batchkit.endpoint.silence import is_silent
 from batchkit.formats.headers import endpoint_address
 from batchkit.records import Answer, Failure, FailureKind as Kind, Reply, Request, Trace, Usage
 
@@ -314,13 +316,55 @@ async def test_what_waits_in_the_socket_unread_is_noticed_before_the_next_reques
     async with server.listening() as url, endpoint_at(url) as endpoint:
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
         (connection,) = endpoint._pool._idle
-        assert connection.can_go_on()
+        assert is_silent(connection._watch)
         (task,) = server._tasks
         task.cancel()  # closes the connection, on the server's side
-        while connection.can_go_on():
+        while is_silent(connection._watch):
             await asyncio.sleep(0)
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
     assert server.connections == 2
+
+
+class _Stirred:
+    """A socket in which something stands to be read."""
+
+    def poll(self, _: int) -> list[tuple[int, int]]:
+        return [(0, 1)]
+
+
+async def test_a_server_that_leaves_before_a_request_is_written_gets_it_over_a_new_connection():
+    """What is sent in a turn of the event loop leaves at its end, and until then the server may have left."""
+    server = ScriptedServer(http(200, GOOD))
+    async with server.listening() as url, endpoint_at(url) as endpoint:
+        await asyncio.gather(*(endpoint.attempt(REQUEST, TRACE) for _ in range(2)))
+        for connection in endpoint._pool._idle:
+            connection._watch = _Stirred()
+        assert await endpoint.attempt(REQUEST, TRACE) == reply()
+        assert not endpoint._pool._open - set(endpoint._pool._idle)
+    assert server.connections == 3
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_attempt_that_is_given_up_as_its_connection_comes_about_leaves_nothing_to_wait_for(
+    new_loop, monkeypatch
+):
+    made = http1._Connection.connection_made
+
+    async def scene() -> None:
+        server = ScriptedServer(http(200, GOOD))
+        async with asyncio.timeout(30), server.listening() as url, endpoint_at(url) as endpoint:
+            attempt = asyncio.ensure_future(endpoint.attempt(REQUEST, TRACE))
+
+            def connection_made(connection, transport) -> None:
+                made(connection, transport)
+                attempt.cancel()
+
+            monkeypatch.setattr(http1._Connection, "connection_made", connection_made)
+            with pytest.raises(asyncio.CancelledError):
+                await attempt
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(scene())
 
 
 async def test_a_server_that_speaks_first_is_not_sent_anything():

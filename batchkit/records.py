@@ -2,7 +2,7 @@
 
 A line is read as a `Request` or a `BadLine`. An attempt on a request brings a `Reply` or a `Failure`. When no more
 attempts follow, the request's `Outcome` is written: as a result if its answer is a `Reply`, else as a failure.
-Everything here is frozen and knows nothing of bytes, clocks or networks.
+Nothing here is changed once it is made, which the type checker sees to, and nothing knows of bytes, clocks or networks.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ class Settings:
         except ValueError:
             percent = math.nan
         if not text.endswith("%") or not 0 < percent <= 100:
-            raise UsageError(f'hedge is {self.hedge!r}; it is a share of up to 100%, as in "2%"')
+            raise UsageError(f'hedge is {self.hedge!r}; it is a share above 0 and up to 100%, as in "2%"')
         return percent / 100
 
     @property

@@ -16,6 +16,7 @@ from batchkit.rules.tally import Tally
 __all__ = ["Monitor", "Readings"]
 
 _WINDOW_S = 30.0
+_STILL_S = 5.0
 _NAMED = 3
 """So many requests are named of those that are waited for at the end."""
 _FEW = 20
@@ -150,11 +151,17 @@ class Monitor:
             cost_is_partial=partial,
             holding=holding,
             detail=detail,
-            seconds_left=None if total is None or rate <= 0 else max(0.0, (total - ended) / rate),
+            seconds_left=None
+            if total is None or rate <= 0 or (at_end and self._stands_still(now, ended))
+            else max(0.0, (total - ended) / rate),
             max_cost=readings.max_cost,
             awaited=tuple(delivery.under_way.oldest(_NAMED)) if names else (),
             unfinished=pipeline.busy,
         )
+
+    def _stands_still(self, now: float, ended: int) -> bool:
+        """Whether nothing ended for seconds: then what there was before tells nothing of what is left."""
+        return all(sample[1] == ended for sample in self._samples if now - sample[0] <= _STILL_S)
 
     def _takes_s(self) -> float | None:
         """What the answers of the last half minute took; None without any."""

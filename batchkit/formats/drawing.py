@@ -101,7 +101,7 @@ class _Time:
 def draw_over_time(summary: Mapping[str, Any]) -> str:
     """A legend and the drawing, as HTML; empty where there is too little to draw."""
     over_time = summary.get("over_time")
-    if over_time is None or len(over_time["start"]) < FEWEST_BINS:
+    if over_time is None or sum(rate > 0 for rate in rates(over_time, "results", "failures")) < FEWEST_BINS:
         return ""
     time = _Time.of(over_time)
     shapes: list[str] = []

@@ -109,7 +109,7 @@ def top_of(values: Sequence[float]) -> float:
 def sparkline(over_time: Mapping[str, Any]) -> tuple[str, float]:
     """The rate over time in a line of blocks, and the highest in requests a second; "" for too short a job."""
     ended = rates(over_time, "results", "failures")
-    if len(ended) < FEWEST_BINS:
+    if sum(rate > 0 for rate in ended) < FEWEST_BINS:
         return "", 0.0
     parts = stretches(over_time)
     together = ceil(len(ended) / (_MOST_BLOCKS - _MOST_PAUSES))

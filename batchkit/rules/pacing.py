@@ -76,7 +76,7 @@ _FIRST_STARTS, _STARTS = 40.0, 150.0
 _SHORTEST_S, _STEADY_S, _LONGEST_S = 3.0, 10.0, 60.0
 _FASTEST = 1.2
 """The most the rate grows in a second, beyond a limit."""
-_FAR, _RISEN = 0.1, 0.75
+_FAR, _RISEN = 0.1, 0.55
 """So far beyond the limit, it is at least this share of the rate: what one second fills up hides no more."""
 _FAR_BEYOND = 10.0
 _SAME = 1.03

@@ -129,6 +129,7 @@ ROWS: Mapping[str, Row] = {
     "no limit": Row(one(), seconds=120.0),
     "no limit, 10 ms": Row(one(), seconds=0.9, median_s=0.01, workers=256),
     "1 % strays": Row(one(stray=0.01), seconds=240.0),
+    "50/s, 1 % strays": Row(one(per_s=steady(PER_S), stray=0.01)),
     "out for 10 min": Row(one(per_s=lambda now: 0.0 if 300 <= now < 900 else PER_S), seconds=1500.0),
 }
 

@@ -72,7 +72,7 @@ _LOWEST_PER_S = 0.02
 
 _BELOW = 0.02
 _CURVE = 5
-_FIRST_STARTS, _STARTS = 40.0, 150.0
+_FIRST_STARTS, _STARTS = 20.0, 150.0
 _SHORTEST_S, _STEADY_S, _LONGEST_S = 3.0, 10.0, 60.0
 _FASTEST = 1.2
 """The most the rate grows in a second, beyond a limit."""

@@ -7,7 +7,8 @@ given; one that is hidden shows by its refusals, and is found so:
 quarter second in which the last were not refused; each answer lets dozens more start. A thousand are in flight after two seconds,
 or as soon as answers come; a low limit costs some refusals instead of a thousand.
 
-*Finding.* Refusals that are more than some strays (a CUSUM chart: each counts one, each start takes 2 % of one away) set the rate.
+*Finding.* Refusals that are more than some strays (a CUSUM chart in the order of starts: each counts one, each start takes 2 % of
+one away) set the rate.
 A server that refuses has nothing left, so what it took from one refusal to the next is exactly its rate: that is measured, and
 98 % of it begin to start. Where most was refused nothing can be measured, and the rate is halved for each round of refusals.
 
@@ -72,7 +73,7 @@ _LOWEST_PER_S = 0.02
 
 _BELOW = 0.02
 _CURVE = 5
-_FIRST_STARTS, _STARTS = 20.0, 150.0
+_FIRST_STARTS, _STARTS = 30.0, 150.0
 _SHORTEST_S, _STEADY_S, _LONGEST_S = 3.0, 10.0, 60.0
 _FASTEST = 1.2
 """The most the rate grows in a second, beyond a limit."""

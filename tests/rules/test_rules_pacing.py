@@ -326,3 +326,37 @@ def test_a_forecast_follows_answers_that_grow_longer():
     for _ in range(1000):
         forecast.learn(400, Usage(100, 300, 400))
     assert forecast.tokens(Request(0, "a", b"x" * 400)) == pytest.approx(400, rel=0.01)
+
+
+def _burst_of_a_thousand(pacer):
+    for _ in range(200):
+        assert pacer.reserve(1.0) == 0.0
+        pacer.accepted(1.0, pacer.reserved(1.0))
+    burst = []
+    for _ in range(1000):
+        assert pacer.reserve(2.0) == 0.0
+        burst.append(pacer.reserved(2.0))
+    return burst
+
+
+@pytest.mark.parametrize(("refused", "found"), [(slice(50, None, 100), False), (slice(-40, None), True)])
+def test_what_of_a_burst_is_refused_is_a_limit_if_it_began_in_a_row_and_strays_if_it_did_not(refused, found):
+    pacer = Pacer()
+    for reserved in _burst_of_a_thousand(pacer)[refused]:
+        pacer.refused(2.05, None, reserved)
+    assert pacer.limited is found
+
+
+def test_strays_among_many_in_flight_tell_no_limit_on_how_many_are():
+    pacer = Pacer()
+    burst = _burst_of_a_thousand(pacer)
+    for second in range(3, 120):
+        for n in range(100):
+            reserved = burst.pop(0)
+            if n:
+                pacer.accepted(second, reserved)
+            else:
+                pacer.refused(second, None, reserved)
+            assert pacer.reserve(second) == 0.0
+            burst.append(pacer.reserved(second))
+    assert pacer.most_in_flight is None

@@ -49,14 +49,13 @@ _SURVIVED_S = 0.25
 """What was not refused in so long was taken; and so long everyone waits when a limit is met."""
 _ENOUGH = 4096
 _FEW, _PLAIN = 3, 1.0 / 3.0
-"""So many refusals, if they are this share of all from the first one on, are more than strays: of a hundred requests that are refused
-one at a time for no reason, it takes ten thousand runs to see three among nine."""
+"""So many refusals, if they are this share from the first one on, are no strays: of 1 % so many come once in ten thousand jobs."""
 
 _ALARM, _ALARM_FREE = (0.02, 5.0), (0.03, 8.0)
 """The share of refusals that are strays, and the score at which they are more; a server without a known rate has more to lose by a
 false alarm, which 1 % strays raise there once in a million refusals."""
 _MEASURED = 2.0
-"""No higher is the score once a limit was measured: it is not lowered again by the next one that is refused for no reason."""
+"""The most that the score is once a limit was measured: a single stray does not lower it again."""
 _FEW_STRAYS = 1
 """Where more were refused below the limit, a single refusal beyond it tells nothing either."""
 _SHUT = 0.9

@@ -20,7 +20,7 @@ from pacing import ROWS, Batchkit, Ideal, run
         ("a refusal counts", 240.0, 500, 0.97, 0.01),
         ("20 in flight", 900.0, 100, 0.95, 0.01),
         ("no limit, 10 ms", 0.9, 256, 0.98, 0.0),
-        ("1 % strays", 30.0, 1000, 0.97, 0.02),
+        ("1 % strays", 90.0, 1000, 0.97, 0.02),
         ("50/s, 1 % strays", 240.0, 500, 0.97, 0.03),
     ],
 )

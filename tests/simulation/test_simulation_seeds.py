@@ -15,7 +15,7 @@ from batchkit.engine.purse import Purse
 from batchkit.rules import patience
 from batchkit.testing import FaultyDisk
 
-SEEDS = 2_000
+SEEDS = 1_000
 AT_ONCE = 125
 
 

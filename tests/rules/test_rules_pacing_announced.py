@@ -180,3 +180,19 @@ def test_news_that_is_older_than_the_last_is_not_heard():
         pacer.announced(3.0, Announced(minute(3000)), reserved)
     pacer.wait(3.0)
     assert pacer.limit_per_minute == (1200, "requests")
+
+
+def test_what_is_announced_below_one_request_is_not_believed():
+    pacer = Pacer()
+    told(pacer, Announced(tokens=minute(30)), tokens=3000.0)
+    assert pacer.wait(1.0, 3000.0) == 0.0
+    assert not pacer.limited
+
+
+def test_what_is_announced_below_what_was_taken_is_not_believed():
+    pacer = Pacer()
+    for _ in range(40):
+        pacer.accepted(1.0, reservation(pacer, 1.0, 0.0))
+    told(pacer, Announced(requests=minute(10)))
+    assert pacer.wait(1.0) == 0.0
+    assert not pacer.limited

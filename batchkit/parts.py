@@ -28,7 +28,7 @@ from batchkit.rules.retry import RetryPolicy
 from batchkit.rules.retry_budget import RetryBudget
 from batchkit.rules.spending import Spending
 from batchkit.rules.stopping import StopRule
-from batchkit.rules.tokens import exact_prompt
+from batchkit.rules.tokens import ExactPrompts
 from batchkit.rules.tracing import Tracer
 from batchkit.rules.worst_case import WorstCases
 from batchkit.settings import Settings
@@ -93,8 +93,7 @@ def build_delivery(
         clock,
         stop,
         concurrency,
-        # A limit that is given is promised to be kept, which is worth the second and the memory that the tokenizer takes.
-        count_prompt=(lambda _: None) if settings.tpm is None else exact_prompt,
+        ExactPrompts(),
     )
     delivery = Delivery(
         endpoint.attempt,

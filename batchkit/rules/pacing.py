@@ -269,6 +269,11 @@ class Pacer:
             or self._announcements.tokens is not None
         )
 
+    @property
+    def limits_tokens(self) -> bool:
+        """Whether a limit in force counts tokens, so that what a request takes is worth knowing well."""
+        return self.ceilings.tokens.per_s is not None or (self._in_tokens and self._pace.per_s is not None)
+
     def used(self, now: float) -> float:
         """The share of the rate in force that starts use, from 0 to 1; 0.0 without one."""
         rate = self.per_s

@@ -16,13 +16,21 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import orjson
 
 from batchkit.records import Request
 
-__all__ = ["DEFAULT_ENCODING", "PromptCount", "count_prompt", "count_text", "encoding_for", "exact_prompt"]
+__all__ = [
+    "DEFAULT_ENCODING",
+    "ExactPrompts",
+    "PromptCount",
+    "count_prompt",
+    "count_text",
+    "encoding_for",
+]
 
 DEFAULT_ENCODING = "o200k_base"
 """What a model is counted with that is not OpenAI's, or not known: close for most of them, exact for none."""
@@ -113,12 +121,32 @@ def count_prompt(body: Mapping[str, Any]) -> PromptCount:
     return PromptCount(tokens, exact)
 
 
-def exact_prompt(request: Request) -> int | None:
-    """Tokens of the prompt of `request` where it is known how they are billed, else None; the tables are only read if it may be."""
-    if not encoding_for(request.model)[1]:
-        return None
-    count = count_prompt(orjson.loads(request.body))
-    return count.tokens if count.exact else None
+class ExactPrompts:
+    """Counts the prompts of which it is known how they are billed, and no others."""
+
+    def __init__(self) -> None:
+        self._loaded: set[str] = set()
+        self._loading = Lock()
+
+    def is_ready(self, model: str | None) -> bool:
+        """Whether `count` reads no tables for requests to the model."""
+        encoding, known = encoding_for(model)
+        return not known or encoding in self._loaded
+
+    def load(self, model: str | None) -> None:
+        """Read the tables for the model, if nobody has. May be called in a thread, which lets the others go on."""
+        encoding, known = encoding_for(model)
+        with self._loading:
+            if known and encoding not in self._loaded:
+                _encoding(encoding)
+                self._loaded.add(encoding)
+
+    def count(self, request: Request) -> int | None:
+        """Tokens of the prompt of `request` where it is known how they are billed, else None."""
+        if not encoding_for(request.model)[1]:
+            return None
+        count = count_prompt(orjson.loads(request.body))
+        return count.tokens if count.exact else None
 
 
 def _count_message(message: Any, encoding: str) -> PromptCount:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from batchkit.records import Request
-from batchkit.rules.tokens import PromptCount, count_prompt, count_text, encoding_for, exact_prompt
+from batchkit.rules.tokens import ExactPrompts, PromptCount, count_prompt, count_text, encoding_for
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -190,18 +190,22 @@ def test_a_text_without_any_space_is_counted_at_any_length():
 
 
 @pytest.mark.parametrize(
-    ("model", "content", "known"),
+    ("model", "content", "known", "exact"),
     [
-        ("gpt-4o-mini", "a few words", True),
-        ("gpt-4o-mini", [{"type": "image_url", "image_url": {"url": "https://x"}}], False),
-        ("llama-3.3-70b", "a few words", False),
-        (None, "a few words", False),
+        ("gpt-4o-mini", "a few words", True, True),
+        ("gpt-4o-mini", [{"type": "image_url", "image_url": {"url": "https://x"}}], True, False),
+        ("llama-3.3-70b", "a few words", False, False),
+        (None, "a few words", False, False),
     ],
 )
-def test_a_prompt_is_exact_where_it_is_known_how_it_is_billed(model, content, known):
+def test_a_prompt_is_exact_where_it_is_known_how_it_is_billed(model, content, known, exact):
     body = {"model": model, "messages": [{"role": "user", "content": content}]}
-    count = exact_prompt(Request(0, "a", json.dumps(body).encode(), model))
-    assert count == (count_prompt(body).tokens if known else None)
+    prompts = ExactPrompts()
+    assert prompts.is_ready(model) is not known
+    prompts.load(model)
+    assert prompts.is_ready(model)
+    count = prompts.count(Request(0, "a", json.dumps(body).encode(), model))
+    assert count == (count_prompt(body).tokens if exact else None)
 
 
 def test_importing_the_rule_reads_no_tables():

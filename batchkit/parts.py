@@ -28,7 +28,7 @@ from batchkit.rules.retry import RetryPolicy
 from batchkit.rules.retry_budget import RetryBudget
 from batchkit.rules.spending import Spending
 from batchkit.rules.stopping import StopRule
-from batchkit.rules.tokens import ExactPrompts
+from batchkit.rules.tokens import exact_prompt
 from batchkit.rules.tracing import Tracer
 from batchkit.rules.worst_case import WorstCases
 from batchkit.settings import Settings
@@ -93,7 +93,7 @@ def build_delivery(
         clock,
         stop,
         concurrency,
-        ExactPrompts(),
+        exact_prompt,
     )
     delivery = Delivery(
         endpoint.attempt,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from math import inf
 from typing import Protocol, TypeVar
 
@@ -25,7 +24,7 @@ from batchkit.records import Answer, Failure, FailureKind, Request
 from batchkit.rules.forecast import TokenForecast
 from batchkit.rules.pacing import Pacer, Reservation
 
-__all__ = ["Clock", "Gate", "Queue", "SystemClock", "Tokenizer"]
+__all__ = ["Clock", "Gate", "Queue", "SystemClock"]
 
 _LONGEST_NAP_S = 1.0
 _SHORTEST_NAP_S = 0.001
@@ -68,19 +67,6 @@ class SystemClock:
         return await anyio.to_thread.run_sync(work)
 
 
-class Tokenizer(Protocol):
-    """Counts the tokens of prompts, with tables that are read when they are first needed."""
-
-    def is_ready(self, model: str | None) -> bool:
-        """Whether prompts to the model can be counted, or are known to be none that can."""
-
-    def load(self, model: str | None) -> None:
-        """Read what the model's prompts are counted with, which takes a second or two. May be called in a thread."""
-
-    def count(self, request: Request) -> int | None:
-        """The tokens that the request's prompt is billed as, or None where they can only be forecast."""
-
-
 class _Lane:
     """The requests to one model: their pace, and their queue before the gate."""
 
@@ -104,8 +90,8 @@ class _Lane:
 class Gate:
     """Lets attempts start at the pace of their model. Each model has a pacer as `pacer` is, under the same ceilings.
 
-    At most `concurrency` are in flight, from `admit` to `settle`. What requests take is forecast; where tokens are what is limited,
-    `tokenizer` counts their prompts.
+    At most `concurrency` are in flight, from `admit` to `settle`. What requests take is forecast; where tokens are
+    what is limited, `count_prompt` gives those of a request's prompt, or None for one that can only be forecast.
     """
 
     def __init__(
@@ -114,12 +100,12 @@ class Gate:
         clock: Clock,
         stop: Stop,
         concurrency: int = sys.maxsize,
-        tokenizer: Tokenizer | None = None,
+        count_prompt: Callable[[Request], int | None] = lambda _: None,
     ) -> None:
         self._clock = clock
         self._stop = stop
         self._places = concurrency
-        self._tokenizer = tokenizer
+        self._count_prompt = count_prompt
         self._lanes: dict[str | None, _Lane] = {}
         self._first = _Lane(pacer)
         self._ceilings = pacer.ceilings
@@ -188,11 +174,7 @@ class Gate:
             and self._places > 0
             and self._placeless is None
         ):
-            prompt_tokens = None
-            if self._tokenizer is not None and lane.pacer.limits_tokens:
-                if not self._tokenizer.is_ready(request.model):
-                    return None
-                prompt_tokens = self._tokenizer.count(request)
+            prompt_tokens = self._count_prompt(request) if lane.pacer.limits_tokens else None
             now = self._clock.now()
             tokens = lane.expect(request, prompt_tokens)
             if lane.pacer.reserve(now, tokens) == 0.0:
@@ -212,21 +194,13 @@ class Gate:
             lane.held = held
             self._held += lane.waiting if held else -lane.waiting
 
-    async def _count(self, request: Request) -> int | None:
-        """The tokens of the prompt, if there is a way to count them. Whoever needs the tables first waits until they are read."""
-        if self._tokenizer is None:
-            return None
-        if not self._tokenizer.is_ready(request.model):
-            await self._clock.in_thread(partial(self._tokenizer.load, request.model))
-        return self._tokenizer.count(request)
-
     async def _pass(self, request: Request, lane: _Lane) -> Reservation | None:
         """Wait for the pace of the model, then among those at the front of each for what all share."""
         pacer = lane.pacer
         prompt_tokens, counted = None, False
         while True:
             if pacer.limits_tokens and not counted:
-                prompt_tokens, counted = await self._count(request), True
+                prompt_tokens, counted = self._count_prompt(request), True
             while (wait := pacer.wait(now := self._clock.now(), lane.expect(request, prompt_tokens))) > 0.0:
                 self._hold(lane, held=pacer.limited or pacer.paused_for(now) > 0.0)
                 if not await self._nap(lane, wait):

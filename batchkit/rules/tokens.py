@@ -5,32 +5,25 @@ framing that OpenAI's chat models put around the text. For text messages to gpt-
 is the billed one; where something else is in the body (images, tools, a schema) or the model's framing is not published,
 it is an estimate and says so.
 
-The tokenizer's tables take about a second and 150 MB: they are read when a text is first counted, not on import.
+The tables of an encoding take a tenth of a second and 65 MB: they are read when a text is first counted, not on import.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from threading import Lock
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
 from typing import Any
 
 import orjson
 
 from batchkit.records import Request
 
-__all__ = [
-    "DEFAULT_ENCODING",
-    "ExactPrompts",
-    "PromptCount",
-    "count_prompt",
-    "count_text",
-    "encoding_for",
-]
+__all__ = ["DEFAULT_ENCODING", "PromptCount", "count_prompt", "count_text", "encoding_for", "exact_prompt"]
 
 DEFAULT_ENCODING = "o200k_base"
 """What a model is counted with that is not OpenAI's, or not known: close for most of them, exact for none."""
@@ -57,11 +50,8 @@ _PER_NAME = 1
 _PER_SMALL_IMAGE = 85
 _PER_IMAGE = 765
 
-_LONGEST_PIECE = 50_000
-"""Characters the tokenizer is given at once: 200,000 bytes, and it refuses texts of more than 200,000 tokens."""
-
-_BETWEEN_WORDS = re.compile(r"[^\W\d_](?= [^\W\d_])")
-"""Both encodings split a text into words before anything else, each with the space before it."""
+_SHORT = 2_000
+"""Roles and system prompts come again and again, and 512 texts of so many characters are at most a few megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +77,8 @@ def encoding_for(model: str | None) -> tuple[str, bool]:
 
 
 def count_text(text: str, encoding: str = DEFAULT_ENCODING) -> int:
-    """Tokens of `text`, special tokens in it (`<|endoftext|>`) counted as the plain text they are.
-
-    Exact for every text with a space between two words in each stretch of 50,000 characters; where there is none, a
-    token may be counted double at each such stretch's end.
-    """
-    if len(text) <= 2_000:
-        return _count_short(text, encoding)
-    encode = _encoding(encoding).encode_ordinary
-    return sum(len(encode(piece)) for piece in _pieces(text))
+    """Tokens of `text`, special tokens in it (`<|endoftext|>`) counted as the plain text they are."""
+    return _count_short(text, encoding) if len(text) <= _SHORT else _count(text, encoding)
 
 
 def count_prompt(body: Mapping[str, Any]) -> PromptCount:
@@ -121,32 +104,12 @@ def count_prompt(body: Mapping[str, Any]) -> PromptCount:
     return PromptCount(tokens, exact)
 
 
-class ExactPrompts:
-    """Counts the prompts of which it is known how they are billed, and no others."""
-
-    def __init__(self) -> None:
-        self._loaded: set[str] = set()
-        self._loading = Lock()
-
-    def is_ready(self, model: str | None) -> bool:
-        """Whether `count` reads no tables for requests to the model."""
-        encoding, known = encoding_for(model)
-        return not known or encoding in self._loaded
-
-    def load(self, model: str | None) -> None:
-        """Read the tables for the model, if nobody has. May be called in a thread, which lets the others go on."""
-        encoding, known = encoding_for(model)
-        with self._loading:
-            if known and encoding not in self._loaded:
-                _encoding(encoding)
-                self._loaded.add(encoding)
-
-    def count(self, request: Request) -> int | None:
-        """Tokens of the prompt of `request` where it is known how they are billed, else None."""
-        if not encoding_for(request.model)[1]:
-            return None
-        count = count_prompt(orjson.loads(request.body))
-        return count.tokens if count.exact else None
+def exact_prompt(request: Request) -> int | None:
+    """Tokens of the prompt of `request` where it is known how they are billed, else None; the tables are only read if it may be."""
+    if not encoding_for(request.model)[1]:
+        return None
+    count = count_prompt(orjson.loads(request.body))
+    return count.tokens if count.exact else None
 
 
 def _count_message(message: Any, encoding: str) -> PromptCount:
@@ -199,27 +162,36 @@ def _count_json(value: Any, encoding: str) -> int:
     return count_text(text, encoding)
 
 
-def _pieces(text: str) -> Iterator[str]:
-    start = 0
-    while len(text) - start > _LONGEST_PIECE:
-        end = start + _LONGEST_PIECE
-        for boundary in _BETWEEN_WORDS.finditer(text, end - 1_000, end):
-            end = boundary.end()
-        yield text[start:end]
-        start = end
-    yield text[start:]
-
-
 @lru_cache(maxsize=512)
 def _count_short(text: str, encoding: str) -> int:
-    # Roles and system prompts come again and again: 512 texts are at most a few megabytes.
-    return len(_encoding(encoding).encode_ordinary(text))
+    return _count(text, encoding)
+
+
+def _count(text: str, encoding: str) -> int:
+    count: Callable[[str], int] = _tokenizer(encoding).count
+    try:
+        return count(text)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return count(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 @lru_cache(maxsize=8)
-def _encoding(name: str) -> Any:
-    with warnings.catch_warnings():
-        # It reads its tables through a function that Python 3.11 and 3.12 call deprecated.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import bpe_openai  # noqa: PLC0415 - a second and 150 MB that most commands do not need
-    return bpe_openai.get_encoding(name)
+def _tokenizer(encoding: str) -> Any:
+    return _bindings().tokenizer_for_encoding(encoding)
+
+
+@lru_cache(maxsize=1)
+def _bindings() -> ModuleType:
+    """The compiled part of bpe_openai alone.
+
+    The package around it reads every vocabulary it has into dicts, which takes a second and as much memory as all the tables,
+    for a translation from tokens to text that nobody asks for here.
+    """
+    package = find_spec("bpe_openai")
+    assert package is not None
+    found = PathFinder.find_spec("bpe_openai._bindings", package.submodule_search_locations)
+    assert found is not None
+    assert found.loader is not None
+    bindings = module_from_spec(found)
+    found.loader.exec_module(bindings)
+    return bindings

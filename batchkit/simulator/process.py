@@ -36,7 +36,7 @@ _NOT_STARTED = "simulator_not_started"
 class EmbeddedSimulator:
     """A simulator in a child process: `async with EmbeddedSimulator(settings) as simulator: simulator.base_url`.
 
-    Entering takes about two seconds, during which the event loop is free; it raises `UsageError` where the settings
+    Entering takes about a second, during which the event loop is free; it raises `UsageError` where the settings
     cannot be had (a port in use), `RunStopped` where the child does not start.
     """
 

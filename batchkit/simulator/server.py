@@ -73,7 +73,7 @@ class Stats:
 class Simulator:
     """A provider inside the running event loop: `async with Simulator(settings) as simulator: simulator.base_url`.
 
-    Entering takes a second the first time in a process, for the tokenizer's tables. Raises `UsageError` where the
+    Entering takes a moment the first time in a process, for the tokenizer's tables. Raises `UsageError` where the
     address or the ledger cannot be had. Leaving ends all connections at once.
     """
 

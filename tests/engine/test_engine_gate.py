@@ -137,48 +137,31 @@ async def test_tpm_reserves_the_forecast_and_settles_with_what_was_used():
     assert clock.now() < 1.0
 
 
-class SeventyTokens:
-    """Counts every prompt but the first, once its tables are read."""
-
-    def __init__(self) -> None:
-        self.loaded = False
-
-    def is_ready(self, model: str | None) -> bool:
-        return self.loaded
-
-    def load(self, model: str | None) -> None:
-        assert not self.loaded
-        self.loaded = True
-
-    def count(self, request: Request) -> int | None:
-        assert self.loaded
-        return 70 if request.index else None
-
-
 async def test_where_a_prompt_can_be_counted_its_tokens_are_reserved_exactly():
     clock, stop = ManualClock(), Stop()
-    gate = Gate(Pacer(tpm=6000), clock, stop, tokenizer=SeventyTokens())
+    gate = Gate(Pacer(tpm=6000), clock, stop, count_prompt=lambda request: 700 if request.index else None)
     forecast = await gate.admit(ask(size=300, max_tokens=900))
     counted = await gate.admit(ask(1, size=300, max_tokens=900))
     assert forecast is not None
     assert counted is not None
-    assert (forecast.tokens, counted.tokens) == (pytest.approx(1000), 970)
+    assert (forecast.tokens, counted.tokens) == (pytest.approx(1000), 1600)
 
 
 @pytest.mark.parametrize("limited", ["tokens", "requests"])
 async def test_prompts_are_counted_once_a_limit_on_tokens_is_known_of_and_for_no_other(limited):
-    clock, stop, tokenizer = ManualClock(), Stop(), SeventyTokens()
-    gate = Gate(Pacer(), clock, stop, tokenizer=tokenizer)
+    clock, stop = ManualClock(), Stop()
+    counted: list[int] = []
+    gate = Gate(Pacer(), clock, stop, count_prompt=lambda request: counted.append(request.index) or 700)
     announced = Announced(**{limited: AnnouncedLimit(12_000, 0, window_s=60.0)})
     for index in range(4):
         reserved = await gate.admit(ask(index))
         assert reserved is not None
-        assert not tokenizer.loaded
         gate.settle(ask(index), replace(reply(), announced=announced), reserved)
-    counted = await gate.admit(ask(1, size=300, max_tokens=900))
-    assert counted is not None
-    assert counted.tokens == (970 if limited == "tokens" else pytest.approx(1000))
-    assert tokenizer.loaded is (limited == "tokens")
+    assert not counted
+    reserved = await gate.admit(ask(4, size=300, max_tokens=900))
+    assert reserved is not None
+    assert reserved.tokens == (1600 if limited == "tokens" else pytest.approx(1000))
+    assert set(counted) == ({4} if limited == "tokens" else set())
 
 
 async def test_a_refusal_holds_everyone_back_for_a_moment():

@@ -209,7 +209,7 @@ class Delivery:
             return None
         while self._hedges and self._gate.full:
             await self._end_a_hedge()
-        reserved = await self._gate.admit(request)
+        reserved = self._gate.admit_now(request) or await self._gate.admit(request)
         if reserved is None or self._stop.cause is not None:
             if self._purse is not None and history.claim is not None:
                 self._purse.release(history.claim)

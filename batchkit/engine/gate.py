@@ -169,18 +169,20 @@ class Gate:
             self._waiting_bytes -= len(request.body)
 
     def _start(self, request: Request, lane: _Lane) -> Reservation | None:
+        pacer = lane.pacer
         if (
-            (lane.pacer.is_open or not (self.waiting if self._ceilings.given else lane.waiting))
-            and self._places > 0
-            and self._placeless is None
+            self._places <= 0
+            or self._placeless is not None
+            or ((self.waiting if self._ceilings.given else lane.waiting) and not pacer.is_open)
         ):
-            prompt_tokens = self._count_prompt(request) if lane.pacer.limits_tokens else None
-            now = self._clock.now()
-            tokens = lane.expect(request, prompt_tokens)
-            if lane.pacer.reserve(now, tokens) == 0.0:
-                self._places -= 1
-                return lane.pacer.reserved(now, tokens)
-        return None
+            return None
+        now, tokens = self._clock.now(), 0.0
+        if pacer.counts_tokens:
+            tokens = lane.expect(request, self._count_prompt(request) if pacer.limits_tokens else None)
+        if pacer.reserve(now, tokens) > 0.0:
+            return None
+        self._places -= 1
+        return pacer.reserved(now, tokens)
 
     def _waits(self, lane: _Lane, attempts: int, size: int) -> None:
         self.waiting += attempts

@@ -140,17 +140,30 @@ class Pipeline:
 
     async def _work(self, group: TaskGroup) -> None:
         try:
-            while (line := await self._next()) is not None:
+            while True:
+                if (wait := self._room()) is not None:
+                    await wait
+                line = self._take()
+                if line is None:
+                    if await self._more():
+                        continue
+                    break
                 if self._open:
                     self._begin(group)
                 index, request = line.index, self._parse(line)
                 del line  # its bytes stand in the request by now, and thousands may be in flight
-                outcome = await self._outcome(request)
-                if outcome is None:
-                    return
-                self._write(outcome)
+                if isinstance(request, BadLine):
+                    self._write(self._failed(request))
+                else:
+                    outcome = await self._deliver(request)
+                    if not self._open:
+                        self._answered += 1
+                        self._open = self._proven() or self._answered >= _ALONE
+                    if outcome is None:
+                        return
+                    self._write(outcome)
                 del self._taken[index]
-                if self._workers > self._concurrency + self._held():
+                if self._workers > self._concurrency and self._workers > self._concurrency + self._held():
                     self._workers -= 1
                     return
         except Exception as error:
@@ -159,38 +172,32 @@ class Pipeline:
         # The input is at its end: nobody is left to let in.
         self._probe.cancel()
 
-    async def _outcome(self, request: Request | BadLine) -> Outcome | None:
-        if isinstance(request, BadLine):
-            return self._failed(request)
-        outcome = await self._deliver(request)
-        if not self._open:
-            self._answered += 1
-            self._open = self._proven() or self._answered >= _ALONE
-        return outcome
-
-    async def _next(self) -> Item | None:
-        """The next line that has no outcome yet; None at the end of the input or of the run."""
-        if (wait := self._room()) is not None:
-            await wait
-        while self._stop.cause is None:
-            while self._lines:
-                line = self._lines.popleft()
-                self._last = (line.index, line.offset)
-                if self._left is not None:
-                    if self._left <= 0:
-                        self._lines.clear()
-                        self._ended = True
-                        return None
-                    self._left -= 1
-                if not self._is_done(line):
-                    self._taken[line.index] = line.offset
-                    return line
-            if self._ended:
-                return None
-            async with self._reading:
-                if not self._lines and not self._ended:
-                    await self._read()
+    def _take(self) -> Item | None:
+        """The next line that has no outcome yet; None if there is none at hand."""
+        if self._stop.cause is not None:
+            return None
+        while self._lines:
+            line = self._lines.popleft()
+            self._last = (line.index, line.offset)
+            if self._left is not None:
+                if self._left <= 0:
+                    self._lines.clear()
+                    self._ended = True
+                    return None
+                self._left -= 1
+            if not self._is_done(line):
+                self._taken[line.index] = line.offset
+                return line
         return None
+
+    async def _more(self) -> bool:
+        """Wait for more lines. False at the end of the input or of the run."""
+        if self._stop.cause is not None or (self._ended and not self._lines):
+            return False
+        async with self._reading:
+            if not self._lines and not self._ended:
+                await self._read()
+        return True
 
     async def _read(self) -> None:
         # A reader may wait for ever (a pipe), so a stop does not wait for it.

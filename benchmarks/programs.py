@@ -35,6 +35,8 @@ class Program:
     share: float = 1.0
     """The share of a row's requests that it is given: what it takes for each is steady, and the slow ones would take minutes."""
     variables: Mapping[str, str] = field(default_factory=dict)
+    asked_for: bool = False
+    """Whether it is left out unless somebody names it."""
 
     @property
     def python(self) -> Path:
@@ -66,6 +68,12 @@ PROGRAMS: Mapping[str, Program] = {
             "litellm", "litellm acompletion, semaphore", "over_litellm.py", "litellm.txt", 1 / 40,
             # Its price list comes from the network otherwise, at every start.
             {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        ),
+        Program(
+            "window", "batchkit with a fixed window", "batchkit_but.py", variables={"DIFFERENCE": "window"}, asked_for=True,
+        ),
+        Program(
+            "session", "batchkit over aiohttp's session", "batchkit_but.py", variables={"DIFFERENCE": "session"}, asked_for=True,
         ),
     )
 }  # fmt: skip

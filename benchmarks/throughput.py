@@ -194,6 +194,7 @@ def starts(bench: Bench) -> list[list[str]]:
 def main() -> None:
     names = [*ROWS, START]
     peers = [name for name, program in PROGRAMS.items() if program.versions]
+    also = [name for name, program in PROGRAMS.items() if program.asked_for]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -204,6 +205,10 @@ def main() -> None:
     parser.add_argument(
         "--peers", nargs="*", choices=peers, default=peers, metavar="PEER", help=" · ".join(peers)
     )
+    parser.add_argument(
+        "--also", nargs="+", choices=also, default=[], metavar="NAME",
+        help=f"batchkit with one thing changed: {' · '.join(also)}",
+    )  # fmt: skip
     parser.add_argument(
         "--rounds",
         type=int,
@@ -221,7 +226,9 @@ def main() -> None:
     rows = names if "all" in chosen.rows else chosen.rows
     notes, programs = [], []
     for program in PROGRAMS.values():
-        if program.versions and program.name not in chosen.peers:
+        if (program.versions and program.name not in chosen.peers) or (
+            program.asked_for and program.name not in chosen.also
+        ):
             continue
         if missing := prepare(program):
             notes.append(f"Not measured: {program.name}. Its environment could not be made: {missing}")

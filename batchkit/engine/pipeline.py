@@ -83,7 +83,8 @@ class Pipeline:
         self._room = room
         self._held = held
         self._lines: deque[Item] = deque()
-        self._reading = anyio.Lock()
+        self._reading: anyio.Event | None = None
+        """What those wait for who want a line while another reads on."""
         self._ended = False
         self._taken: dict[int, int] = {}
         self._last: tuple[int, int] | None = None
@@ -101,7 +102,7 @@ class Pipeline:
     @property
     def starved(self) -> bool:
         """Whether workers are waiting for the input."""
-        return self._reading.locked()
+        return self._reading is not None
 
     def position(self) -> tuple[int, int] | None:
         """Index and offset of a line before which all are done; None before the first line."""
@@ -194,9 +195,15 @@ class Pipeline:
         """Wait for more lines. False at the end of the input or of the run."""
         if self._stop.cause is not None or (self._ended and not self._lines):
             return False
-        async with self._reading:
-            if not self._lines and not self._ended:
+        if self._reading is not None:
+            await self._reading.wait()
+        elif not self._lines:
+            self._reading = read = anyio.Event()
+            try:
                 await self._read()
+            finally:
+                self._reading = None
+                read.set()
         return True
 
     async def _read(self) -> None:

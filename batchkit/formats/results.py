@@ -72,6 +72,8 @@ _INPUT_CRC32: Final = b',"input_crc32":"'
 _INDEX: Final = re.compile(rb'\d+,"input_crc32":"[0-9a-f]{8}"')
 """What stands behind `_META`."""
 _BRACE: Final = ord("}")
+_YEAR_10000: Final = 253_402_300_800
+"""In Unix time: what is later has no date."""
 _SEAL_OF: Final = itemgetter(slice(-_SEAL_SIZE - 1, None))
 _COVERED_OF: Final = itemgetter(slice(-_SEAL_SIZE - 1))
 """Of a line with its newline: what its checksum stands in, and what it covers."""
@@ -266,6 +268,8 @@ def decode(line: bytes) -> OutputLine:
             metadata=meta.get("metadata", {}),
             limits=tuple(map(_limit_from_json, meta.get("limits", ()))),
         )
+        if not 0 <= outcome.finished_at < _YEAR_10000:
+            raise ValueError(f"{outcome.finished_at!r} is no time")
         run = meta.get("run")
         return OutputLine(outcome, meta["job_id"], None if run is None else run_from_json(run))
     except (ValueError, KeyError, TypeError) as error:

@@ -230,6 +230,12 @@ def test_an_amount_that_is_none_is_no_line_of_ours(amount):
         decode(sealed(covered.rpartition(',"crc32"')[0]))
 
 
+@pytest.mark.parametrize("at", [-1.0, 253402300800.0, 1e300])
+def test_a_time_without_a_date_is_no_line_of_ours(at):
+    with pytest.raises(BrokenLineError, match="is no time"):
+        decode(encode(replace(LINE, outcome=replace(OUTCOME, finished_at=at)))[:-1])
+
+
 @pytest.mark.parametrize(
     "tail",
     [

@@ -350,7 +350,7 @@ class JobRun:
             limit=settings.limit,
             before=state.done.below(state.index),
             room=writer.room,
-            held=lambda: gate.held,
+            held=gate.held,
         )
         monitor.readings = Readings(
             state.tally,

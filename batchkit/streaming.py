@@ -123,7 +123,7 @@ async def stream(
                 clock=clock,
                 limit=chosen.limit,
                 room=lambda: until_taken() if len(outcomes) >= most else None,
-                held=lambda: gate.held,
+                held=gate.held,
             )
             monitor.readings = Readings(
                 tally,

@@ -131,7 +131,6 @@ class Gate:
         """Whether as many attempts are in flight as may be."""
         return self._places <= 0
 
-    @property
     def held(self) -> int:
         """Attempts that wait for the limit of their own model, for each of which one to another model may be let in.
 

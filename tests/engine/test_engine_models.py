@@ -65,7 +65,7 @@ class Scene:
             job_id="job",
             stop=self.stop,
             clock=self.clock,
-            held=lambda: self.gate.held,
+            held=self.gate.held,
         )
         self.level, self.filled_at = PER_S, 0.0
         self.most_in_flight = self.most_busy = 0

@@ -117,6 +117,28 @@ async def test_a_run_that_is_over_is_held_back_by_nothing():
     assert (run.last.holding, run.last.waiting, run.last.seconds_left) == ("", 0, None)
 
 
+async def test_what_ended_before_tells_nothing_of_the_end_of_a_run_that_stands_still():
+    run = Watched(busy=2, total=5)
+    run.interval_s = 1.0
+    ended = iter([0, 1, 2, 3, 3, 3, 3, 3, 3, 3])
+    assert run.monitor.readings is not None
+    run.monitor.readings.ended = lambda: (next(ended), 0)
+    left: list[float | None] = []
+
+    def tick(gauges: Gauges) -> None:
+        left.append(gauges.seconds_left)
+        if len(left) == 9:
+            run.watching.cancel()
+
+    run.tick = tick
+    with run.watching:
+        await run.monitor.watch()
+    # The last three have ended at the third second.
+    assert left == pytest.approx(
+        [4.0, 3.0, 2.0, 2 / (3 / 4), 2 / (3 / 5), 2 / (3 / 6), 2 / (3 / 7), None, None]
+    )
+
+
 @pytest.mark.parametrize("total", [5, None])
 async def test_near_its_end_a_run_names_what_it_waits_for(total):
     run = Watched(busy=3 if total is None else 4, total=total)

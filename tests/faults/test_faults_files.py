@@ -22,6 +22,8 @@ from batchkit.errors import JobDamaged, OutputUnwritable, UsageError
 from batchkit.formats.results import OutputLine, encode, is_whole
 from batchkit.outputs import read_output
 from batchkit.records import Outcome
+from batchkit.source import Source
+from batchkit.state import load_for_run
 from batchkit.store import Store
 from batchkit.testing import Crash, FaultyDisk, ManualClock, ScriptedEndpoint, reply
 
@@ -348,27 +350,56 @@ async def test_fault_04_a_flipped_bit_at_every_position_of_a_file_is_refused_wit
         assert job.output.read_bytes() == flipped
 
 
+def cut_at(data, cut):
+    """The whole lines of a file that was cut there, and what stands behind them."""
+    # A line that lacks only its newline is whole.
+    kept = data[:cut] if data[cut : cut + 1] == b"\n" else data[: data.rfind(b"\n", 0, cut) + 1]
+    return kept, data[len(kept) : cut]
+
+
+def put_aside(job):
+    return [path.read_bytes() for path in job.output.parent.glob("*.torn-*")]
+
+
 async def test_fault_02_a_results_file_cut_at_every_byte_is_recovered_right(make_job):
-    """Whole lines before the cut are kept, the torn tail is moved aside, the rest is asked again."""
+    """Whole lines before the cut are kept and the torn tail is moved aside; that alone is what a run begins with."""
+    job = make_job(2)
+    await job.run()
+    identity, data = Source(str(job.input)).identify(), job.output.read_bytes()
+    for cut in range(len(data)):
+        for path in job.output.parent.iterdir():
+            path.unlink()
+        job.output.write_bytes(data[:cut])
+        store = Store.open(job.output)
+        state = load_for_run(store, identity)
+        store.close()
+        kept, tail = cut_at(data, cut)
+        lines = kept.splitlines()
+        assert job.output.read_bytes() == b"".join(line + b"\n" for line in lines)
+        assert put_aside(job) == ([tail + b"\n"] if tail else [])
+        assert [*state.done.intervals()] == ([(0, len(lines))] if lines else [])
+        assert state.tally.succeeded == len(lines)
+
+
+async def test_fault_02_a_job_whose_results_were_cut_asks_again_for_what_is_no_whole_line(make_job):
+    """At places all over the file, and at all around the ends of its lines."""
     job = make_job(2)
     await job.run()
     checkpoint = job.output.with_name("results.checkpoint.json")
     data = job.output.read_bytes()
-    for cut in range(len(data)):
+    ends = [at for at, byte in enumerate(data) if byte == 10]
+    cuts = {*range(0, len(data), 29), *(end + by for end in ends for by in (-2, -1, 0, 1, 2))}
+    for cut in sorted(cuts):
         for path in job.output.parent.iterdir():
             path.unlink()
         job.output.write_bytes(data[:cut])
         before = job.billed
         summary = await job.run()
-        # A line that lacks only its newline is whole.
-        kept = data[:cut] if data[cut : cut + 1] == b"\n" else data[: data.rfind(b"\n", 0, cut) + 1]
-        tail = data[len(kept) : cut]
-        recovered = job.output.read_bytes()
-        assert recovered.startswith(kept)
+        kept, tail = cut_at(data, cut)
+        assert job.output.read_bytes().startswith(kept)
         assert job.billed - before == 2 - len(kept.splitlines())
         assert_done(job, summary, 2)
-        aside = list(job.output.parent.glob("*.torn-*"))
-        assert [path.read_bytes() for path in aside] == ([tail + b"\n"] if tail else [])
+        assert put_aside(job) == ([tail + b"\n"] if tail else [])
         assert checkpoint.exists()
 
 

@@ -1,7 +1,7 @@
 """The command in processes of its own that are forked from one that has imported it, which is what takes it longest.
 
 A process that is made so has its own environment, streams, limits and signals, and ends as one that was started anew; only
-the second of importing is shared. It is for tests that start the command by the dozen.
+the second of importing is shared, and what Python does at its very end is left out. It is for tests that start the command by the dozen.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import pytest
 from acceptance.conftest import LONGEST_S, Command, Ran
@@ -26,11 +27,15 @@ _TOLD_BYTES = 1 << 20
 
 
 class Forked:
-    """A command that runs: what of `subprocess.Popen` the tests ask for, with its two outputs in files."""
+    """A command that runs: what of `subprocess.Popen` the tests ask for, with its two outputs in files.
+
+    `communicate` gives all of them, what was read of `stderr` before too.
+    """
 
     def __init__(self, status: int, out: Path, err: Path) -> None:
         self._status = open(status, "rb", buffering=0)  # noqa: SIM115
         self.out_path, self.err_path = out, err
+        self.stderr = _Growing(err, self)
         self.pid = int(self._line())
         self.returncode: int | None = None
 
@@ -67,6 +72,24 @@ class Forked:
         """All that it said, once it has ended."""
         self.wait()
         return self.out_path.read_text(), self.err_path.read_text()
+
+
+class _Growing:
+    """What a command says while it runs, line by line, as from a pipe."""
+
+    def __init__(self, path: Path, process: Forked) -> None:
+        self._path, self._process = path, process
+        self._read = 0
+
+    def readline(self) -> str:
+        """The next line, waited for; without its end, or empty, once the command has ended."""
+        while True:
+            ended = self._process.poll() is not None
+            line, newline, _ = self._path.read_bytes()[self._read :].partition(b"\n")
+            if newline or ended:
+                self._read += len(line + newline)
+                return (line + newline).decode()
+            time.sleep(0.001)
 
 
 class Forker:
@@ -120,7 +143,7 @@ class Forker:
 
 
 class CalledForked(Command):
-    """`acceptance.conftest.Command`, forked where it is called; what `start` starts is a process made anew."""
+    """`acceptance.conftest.Command`, forked where it is called and by `fork`; what `start` starts is a process made anew."""
 
     def __init__(self, folder: Path, forker: Forker) -> None:
         super().__init__(folder)
@@ -128,13 +151,14 @@ class CalledForked(Command):
         self._forked: list[Forked] = []
 
     def __call__(self, *words: Any, code: int | None = 0, stdin: bytes = b"", patch: str = "") -> Ran:
-        process = self._fork(*words, stdin=stdin, patch=patch)
+        process = self.fork(*words, stdin=stdin, patch=patch)
         out, err = process.communicate()
         ran = Ran(process.wait(), out, err)
         assert code is None or ran.code == code, ran
         return ran
 
-    def _fork(self, *words: Any, **more: Any) -> Forked:
+    def fork(self, *words: Any, **more: Any) -> Forked:
+        """Start it; `more` is that of `Forker.start`."""
         process = self._forker.start(words, folder=self.folder, environ=self.environ, **more)
         self._forked.append(process)
         return process
@@ -148,10 +172,10 @@ class CalledForked(Command):
 
 
 class ForkedCommand(CalledForked):
-    """A command that is also forked by `start`, which takes a `patch`."""
+    """A command that is also forked by `start`."""
 
     def start(self, *words: Any, **more: Any) -> Any:
-        return self._fork(*words, **more)
+        return self.fork(*words, **more)
 
 
 @pytest.fixture(scope="session")
@@ -234,8 +258,29 @@ def _mind(channel: socket.socket, data: bytes, descriptors: list[int]) -> None:
     exec(message["patch"], {})
 
 
+def _end(code: int) -> NoReturn:
+    """As an interpreter ends: threads waited for, exit handlers called, lost objects finalised, streams flushed.
+
+    But for its modules, which it would take down one by one: that touches, and so copies, all that the processes share.
+    """
+    import atexit
+    import gc
+
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    gc.collect(1)  # older than that is only what was there before the fork
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     _serve(socket.socket(fileno=int(sys.argv[1])))
     from batchkit.cli.main import main
 
-    sys.exit(main())
+    try:
+        status = main()
+    except SystemExit as wrong_usage:
+        status = wrong_usage.code
+    _end(status)

@@ -46,14 +46,14 @@ def held(command, record, files, write_requests, until):
     endpoint = record(most=7)
     words = ["run", write_requests(40), "-o", files.results_path, "--base-url", endpoint.base_url]
     words += ["--concurrency", 13, "--json"]
-    run = command.start(*words, "--progress", "log")
+    run = command.fork(*words, "--progress", "log")
     until(lambda: len(endpoint.received) == 20 and files.count() == 7, run)
     return run, endpoint, words
 
 
 @pytest.fixture
 def broken(command) -> Callable[..., subprocess.Popen]:
-    """Starts the command with a `patch`: Python that runs in it first and breaks something."""
+    """Starts the command anew, as a child of this process, with a `patch`: Python that runs in it first and breaks something."""
 
     def start(*words: Any, patch: str) -> subprocess.Popen:
         process = subprocess.Popen(

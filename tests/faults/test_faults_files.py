@@ -93,12 +93,12 @@ store.Disk = Dying
 
 
 def test_fault_02_kill_inside_a_write_and_the_torn_tail_is_moved_aside_and_its_request_re_sent(
-    command, broken, record, files, write_requests
+    command, record, files, write_requests
 ):
     endpoint = record()
     words = ["run", write_requests(20), "-o", files.results_path, "--base-url", endpoint.base_url, "--json"]
     words += ["--concurrency", 4]
-    died = broken(*words, patch=DIES_IN_A_WRITE)
+    died = command.fork(*words, patch=DIES_IN_A_WRITE)
     died.communicate()
     assert died.returncode == -signal.SIGKILL
     *whole, torn = files.results_path.read_bytes().split(b"\n")
@@ -468,12 +468,12 @@ def make_room(run):
 
 
 @pytest.fixture
-def full(broken, record, files, write_requests):
+def full(command, record, files, write_requests):
     """A run of 200 requests, 8 at a time, whose results have met the end of the room there is: process, endpoint, words."""
     endpoint = record()
     words = ["run", write_requests(200), "-o", files.results_path, "--base-url", endpoint.base_url]
     words += ["--concurrency", 8, "--progress", "log", "--json"]
-    run = broken(*words, patch=NO_ROOM)
+    run = command.fork(*words, patch=NO_ROOM)
     lines_in(run.stderr, "no room")
     return run, endpoint, words
 
@@ -503,7 +503,7 @@ def test_fault_08_a_full_disk_holds_finished_lines_in_memory_and_the_run_goes_on
     ballast.write_bytes(bytes((1 << 20) - 15 * 4096))
     endpoint = record()
     words = ["run", write_requests(200), "-o", disk / "results.jsonl", "--base-url", endpoint.base_url]
-    run = command.start(*words, "--concurrency", 8, "--progress", "log", "--json")
+    run = command.fork(*words, "--concurrency", 8, "--progress", "log", "--json")
     lines_in(run.stderr, "no room")
     held = type(files)(disk / "results.jsonl")
     assert 10 < held.count() < 200
@@ -573,12 +573,12 @@ store.Disk = Broken
 
 
 def test_fault_11_a_failing_fsync_ends_the_command_with_4_and_its_cause(
-    command, broken, simulate, files, write_requests
+    command, simulate, files, write_requests
 ):
     simulator = simulate(speed=10)
     words = ["run", write_requests(300), "-o", files.results_path, "--base-url", simulator.base_url]
     words += ["--concurrency", 8]
-    died = broken(*words, patch=EIO_AT_FSYNC)
+    died = command.fork(*words, patch=EIO_AT_FSYNC)
     out, err = died.communicate()
     assert died.returncode == 4
     assert "Input/output error" in err
@@ -593,7 +593,7 @@ def test_fault_12_output_folder_removed_and_the_run_warns_and_stops(
 ):
     endpoint, output = record(most=7), tmp_path / "out" / "results.jsonl"
     words = ["run", write_requests(400), "-o", output, "--base-url", endpoint.base_url, "--concurrency", 13]
-    run = command.start(*words, "--json")
+    run = command.fork(*words, "--json")
     until(lambda: len(endpoint.received) == 20, run)
     shutil.rmtree(output.parent)
     endpoint.release()

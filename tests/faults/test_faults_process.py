@@ -29,12 +29,12 @@ def indexes(job):
 
 
 def test_fault_40_64_file_descriptors_with_concurrency_1000_give_a_lower_bound_and_a_warning(
-    broken, simulate, files, write_requests
+    command, simulate, files, write_requests
 ):
     simulator = simulate(speed=100)
     words = ["run", write_requests(300), "-o", files.results_path, "--base-url", simulator.base_url, "--json"]
     few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
-    run = broken(*words, "--concurrency", 1000, "--progress", "log", patch=few)
+    run = command.fork(*words, "--concurrency", 1000, "--progress", "log", patch=few)
     out, err = run.communicate()
     assert run.returncode == 0, err
     files.assert_summary_is_a_fold(json.loads(out), 300)
@@ -310,12 +310,10 @@ async def test_fault_45_the_progress_bar_crashes_and_the_results_are_kept(at, ma
     assert json.loads(job.output.with_name("results.summary.json").read_bytes()) == summary
 
 
-def test_fault_45_the_report_crashes_and_the_results_are_kept(
-    command, broken, provider, files, write_requests
-):
+def test_fault_45_the_report_crashes_and_the_results_are_kept(command, provider, files, write_requests):
     words = ["run", write_requests(20), "-o", files.results_path, "--base-url", provider.base_url, "--json"]
     patch = "from batchkit.formats import report; report.render_html = lambda summary: 1 / 0"
-    run = broken(*words, "--progress", "log", patch=patch)
+    run = command.fork(*words, "--progress", "log", patch=patch)
     out, err = run.communicate()
     assert run.returncode == 0, err
     assert "ZeroDivisionError" in err

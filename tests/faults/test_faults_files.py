@@ -585,7 +585,7 @@ def test_fault_11_a_failing_fsync_ends_the_command_with_4_and_its_cause(
     assert "Traceback" not in err
     assert out.count("fsync") == 2
     assert simulator.stats.received < 300
-    files.assert_summary_is_a_fold(command(*words, "--json").json, 300)
+    files.assert_summary_is_a_fold(command(*words, "--concurrency", 100, "--json").json, 300)
 
 
 def test_fault_12_output_folder_removed_and_the_run_warns_and_stops(

@@ -6,7 +6,7 @@ The command, the endpoints and the files are those of `tests/acceptance`.
 import asyncio
 import os
 import pty
-import subprocess
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -17,7 +17,7 @@ from typing import Any, Self
 import forked_command
 import pytest
 from acceptance import conftest as acceptance
-from forked_command import ForkedCommand, Forker
+from forked_command import CalledForked, ForkedCommand, Forker
 
 command, simulate, record = acceptance.command, acceptance.simulate, acceptance.record
 forker = forked_command.forker
@@ -123,22 +123,14 @@ def forked(forked_in: Callable[[Path], ForkedCommand], tmp_path: Path) -> Iterat
 
 
 @pytest.fixture
-def on_terminal(command: acceptance.Command) -> Callable[..., tuple[int, bytes]]:
+def on_terminal(command: CalledForked) -> Callable[..., tuple[int, bytes]]:
     """Runs the command with a terminal for its output; its exit code and all that it showed."""
 
     def run(*words: Any) -> tuple[int, bytes]:
         ours, its = pty.openpty()
-        process = subprocess.Popen(
-            command._argv(words),
-            stdin=subprocess.DEVNULL,
-            stdout=its,
-            stderr=its,
-            cwd=command.folder,
-            env=command.environ,
-        )
-        command._started.append(process)
+        process = command.fork(*words, terminal=its)
         os.close(its)
-        last = threading.Timer(acceptance.LONGEST_S, process.kill)
+        last = threading.Timer(acceptance.LONGEST_S, process.send_signal, [signal.SIGKILL])
         last.start()
         shown = b""
         try:
@@ -146,10 +138,10 @@ def on_terminal(command: acceptance.Command) -> Callable[..., tuple[int, bytes]]
             with suppress(OSError):
                 while piece := os.read(ours, 65536):
                     shown += piece
-            return process.wait(acceptance.LONGEST_S), shown
         finally:
             last.cancel()
             os.close(ours)
+        return process.wait(), shown
 
     return run
 

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import forked_command
@@ -205,7 +204,7 @@ def closed_port():
 
 def test_a_refused_connection_and_a_signal_show_no_key(keyed, canary, closed_port, questions, files):
     words = ["run", questions("first"), "-o", files.results_path, "--progress", "log"]
-    process = keyed.start(*words, "--base-url", f"http://127.0.0.1:{closed_port}/v1")
+    process = keyed.fork(*words, "--base-url", f"http://127.0.0.1:{closed_port}/v1")
     shown = process.stderr.readline()
     assert "cannot connect" in shown
     process.send_signal(signal.SIGINT)
@@ -226,7 +225,7 @@ def test_tls_to_a_port_that_speaks_none_shows_no_key(keyed, canary, record, ques
 def test_a_signal_in_mid_run_shows_no_key(times, keyed, canary, serve, questions, files, until):
     server = serve(lambda it: http(200, {**COMPLETION, "echo": it.head}) if b'"first"' in it.body else None)
     words = ["run", questions("first", "hang"), "-o", files.results_path, "--base-url", server.base_url]
-    process = keyed.start(*words, "--progress", "log", "--timeout", 2, "--max-attempts", 1)
+    process = keyed.fork(*words, "--progress", "log", "--timeout", 2, "--max-attempts", 1)
     until(lambda: len(server.received) == 2, process)
     for _ in range(times):
         process.send_signal(signal.SIGTERM)
@@ -348,12 +347,6 @@ def test_a_known_key_where_none_belongs_is_wrong_usage_that_does_not_repeat_it(
 
 # --- bugs and disks ------------------------------------------------------------------------------------------------
 
-BROKEN = """
-import sys
-{patch}
-from batchkit.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
 BUGS = {
     "an attempt": (
         """
@@ -418,14 +411,11 @@ Endpoint.attempt = broken
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_a_bug_shows_no_key(bug, keyed, canary, record, questions, files, monkeypatch):
+def test_a_bug_shows_no_key(bug, keyed, canary, record, questions, files):
     endpoint = record()
     patch, told = BUGS[bug]
-    script = keyed.folder / "broken.py"
-    script.write_text(BROKEN.format(patch=patch))
-    monkeypatch.setattr(keyed, "_argv", lambda words: [sys.executable, str(script), *map(str, words)])
     words = ["run", questions("first"), "-o", files.results_path, "--base-url", endpoint.base_url]
-    out, err = keyed.start(*words, "--progress", "log").communicate()
+    out, err = keyed.fork(*words, "--progress", "log", patch=patch).communicate()
     assert told in out + err
     canary.assert_unseen(keyed.folder, out, err)
 

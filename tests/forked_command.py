@@ -23,6 +23,8 @@ from typing import Any, NoReturn, Self
 import pytest
 from acceptance.conftest import LONGEST_S, Command, Ran
 
+PROBED_AT_ONCE = "from batchkit.rules import outage; outage._FIRST_WAIT_S = 0.01"
+"""A patch for a command that ends because it reaches nobody, where how long it tries is not what is tested."""
 _TOLD_BYTES = 1 << 20
 
 
@@ -147,11 +149,13 @@ class CalledForked(Command):
 
     def __init__(self, folder: Path, forker: Forker) -> None:
         super().__init__(folder)
+        self.patch = ""
+        """Of those that are called without one of their own."""
         self._forker = forker
         self._forked: list[Forked] = []
 
     def __call__(self, *words: Any, code: int | None = 0, stdin: bytes = b"", patch: str = "") -> Ran:
-        process = self.fork(*words, stdin=stdin, patch=patch)
+        process = self.fork(*words, stdin=stdin, patch=patch or self.patch)
         out, err = process.communicate()
         ran = Ran(process.wait(), out, err)
         assert code is None or ran.code == code, ran

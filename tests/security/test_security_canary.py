@@ -216,7 +216,8 @@ def test_a_refused_connection_and_a_signal_show_no_key(keyed, canary, closed_por
 def test_tls_to_a_port_that_speaks_none_shows_no_key(keyed, canary, record, questions, files):
     server = record()
     words = ["run", questions("first"), "-o", files.results_path, "--max-attempts", 1]
-    ran = keyed(*words, "--base-url", server.base_url.replace("http:", "https:"), code=3)
+    base_url = server.base_url.replace("http:", "https:")
+    ran = keyed(*words, "--base-url", base_url, code=3, patch=forked_command.PROBED_AT_ONCE)
     assert "no TLS connection" in ran.err
     canary.assert_unseen(keyed.folder, ran.out, ran.err)
 

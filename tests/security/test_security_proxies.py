@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from acceptance.conftest import elsewhere
+from forked_command import PROBED_AT_ONCE
 from scripted_server import ScriptedServer, http
 
 HOST = "endpoint.test"
@@ -142,6 +143,7 @@ def runs(canary, files, write_requests):
 
 @pytest.fixture
 def run(runs, forked):
+    forked.patch = PROBED_AT_ONCE
     return runs(forked)
 
 
@@ -165,7 +167,7 @@ def test_no_proxy_and_no_password_file_of_the_environment_is_heeded(
     forked.environ |= {"NO_PROXY": "", "no_proxy": "", **netrc}
     base_url = endpoint.base_url.replace("http:", f"{scheme}:")
     words = ["run", write_requests(3), "-o", files.results_path, "--base-url", base_url, "--max-attempts", 1]
-    ran = forked(*words, code=3 if scheme == "https" else 0)
+    ran = forked(*words, code=3 if scheme == "https" else 0, patch=PROBED_AT_ONCE)
     assert proxy.connections == 0
     assert len(endpoint.received) == (3 if scheme == "http" else 0)
     assert not any("authorization" in headers for headers, _ in endpoint.received)

@@ -162,11 +162,17 @@ class Job:
 
 
 @pytest.fixture
-def make_job(line) -> Iterator[Callable[..., Job]]:
-    """Makes jobs of so many requests, in memory where there is such a place: these tests sync thousands of times."""
+def in_memory() -> Iterator[Path]:
+    """A folder in memory, where there is such a place."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root:
+        yield Path(root)
 
-        def make(count: int) -> Job:
-            return Job(Path(tempfile.mkdtemp(dir=root)), b"".join(map(line, range(count))))
 
-        yield make
+@pytest.fixture
+def make_job(line, in_memory) -> Callable[..., Job]:
+    """Makes jobs of so many requests, in memory: these tests sync thousands of times."""
+
+    def make(count: int) -> Job:
+        return Job(Path(tempfile.mkdtemp(dir=in_memory)), b"".join(map(line, range(count))))
+
+    return make

@@ -25,6 +25,13 @@ from acceptance.conftest import LONGEST_S, Command, Ran
 
 PROBED_AT_ONCE = "from batchkit.rules import outage; outage._FIRST_WAIT_S = 0.01"
 """A patch for a command that ends because it reaches nobody, where how long it tries is not what is tested."""
+SIMULATED_AT_ONCE = """
+from functools import partial
+from batchkit import parts
+from batchkit.simulator.settings import SimulatorSettings
+parts.EmbeddedSimulator = partial(parts.EmbeddedSimulator, SimulatorSettings(instant=True))
+"""
+"""A patch for a command with --simulate, where how long answers take is not what is tested."""
 _TOLD_BYTES = 1 << 20
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-REQUESTS = 2_000
 KILLS = 5
+BETWEEN_KILLS = 200
+REQUESTS = (KILLS + 1) * BETWEEN_KILLS
 CONCURRENCY = 64
 
 
@@ -33,7 +34,7 @@ def test_killed_five_times_each_index_stands_once_and_nothing_written_is_sent_ag
     written_before: list[tuple[int, set[str]]] = []
     for number in range(KILLS):
         run = command.start(*words, "--progress", "off")
-        until(lambda least=(number + 1) * 300: files.count() >= least, run)
+        until(lambda least=(number + 1) * BETWEEN_KILLS: files.count() >= least, run)
         kill(run)
         whole = files.results_path.read_bytes().split(b"\n")[:-1]
         written_before.append((len(billed()), {json.loads(line)["batchkit"]["trace_id"] for line in whole}))

@@ -468,5 +468,6 @@ def test_a_key_file_that_is_refused_shows_no_key(wrong, words_of, canary, record
 
 def test_a_simulated_run_asks_for_no_key_file(command, canary, questions, files):
     command.environ |= canary.in_files() | canary.variables
-    ran = command("run", questions("first"), "-o", files.results_path, "--simulate")
+    words = ["run", questions("first"), "-o", files.results_path, "--simulate"]
+    ran = command(*words, patch=forked_command.SIMULATED_AT_ONCE)
     canary.assert_unseen(command.folder, ran.out, ran.err)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from acceptance.conftest import elsewhere
-from forked_command import PROBED_AT_ONCE
+from forked_command import PROBED_AT_ONCE, SIMULATED_AT_ONCE
 from scripted_server import ScriptedServer, http
 
 HOST = "endpoint.test"
@@ -242,7 +242,7 @@ def test_this_machine_is_reached_without_a_proxy(run, proxy, record):
 def test_a_simulated_run_takes_no_proxy(forked, proxy, files, write_requests):
     between = proxy(says=b"HTTP/1.1 500 No\r\n")
     forked.environ |= {"ALL_PROXY": between.url, "BATCHKIT_TRUST_ENV": "true"}
-    forked("run", write_requests(3), "-o", files.results_path, "--simulate")
+    forked("run", write_requests(3), "-o", files.results_path, "--simulate", patch=SIMULATED_AT_ONCE)
     assert between.heads == []
 
 

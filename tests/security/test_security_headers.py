@@ -2,11 +2,14 @@
 
 import json
 
+import forked_command
 import pytest
 
 from batchkit.formats.headers import HEADER_BYTES, endpoint_address
 from batchkit.formats.requests import BAD_LINE_CODE, parse_record
 from batchkit.records import BadLine, Request
+
+command = forked_command.command
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION = b'{"choices":[{"message":{"role":"assistant","content":"Yes."},"finish_reason":"stop"}]}'

@@ -2,7 +2,10 @@
 
 import json
 
+import forked_command
 import pytest
+
+command = forked_command.command
 
 KEYS = {
     "PORTKEY_API_KEY": "pk-own-0123456789",

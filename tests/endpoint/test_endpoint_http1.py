@@ -20,7 +20,9 @@ from hypothesis import given, strategies as st
 from scripted_server import CHUNKED, ScriptedServer, Sends, hanging, http, then_closing
 
 from batchkit.endpoint import bounds, http1
+from batchkit.endpoint.connection import Connection, End
 from batchkit.endpoint.http1 import Http1Endpoint
+from batchkit.endpoint.pool import Pool
 from batchkit.endpoint.silence import is_silent
 from batchkit.formats.headers import endpoint_address
 from batchkit.records import Answer, Failure, FailureKind as Kind, Reply, Request, Trace, Usage
@@ -116,7 +118,7 @@ def heard(pieces: list[bytes], *, leaves: bool) -> tuple[Answer | None, bool]:
     """What an answer in these pieces comes to, None while more is waited for; and whether its connection is kept."""
     loop = asyncio.new_event_loop()
     try:
-        connection = http1._Connection(loop, http1._Pool(loop))
+        connection = Connection(loop, Pool(loop))
         transport = _Ear()
         connection.connection_made(transport)
         waiter = connection.exchange(b"", b"")
@@ -348,7 +350,7 @@ async def test_a_server_that_leaves_before_a_request_is_written_gets_it_over_a_n
 def test_an_attempt_that_is_given_up_as_its_connection_comes_about_leaves_nothing_to_wait_for(
     new_loop, monkeypatch
 ):
-    made = http1._Connection.connection_made
+    made = Connection.connection_made
 
     async def scene() -> None:
         server = ScriptedServer(http(200, GOOD))
@@ -359,7 +361,7 @@ def test_an_attempt_that_is_given_up_as_its_connection_comes_about_leaves_nothin
                 made(connection, transport)
                 attempt.cancel()
 
-            monkeypatch.setattr(http1._Connection, "connection_made", connection_made)
+            monkeypatch.setattr(Connection, "connection_made", connection_made)
             with pytest.raises(asyncio.CancelledError):
                 await attempt
 
@@ -429,8 +431,7 @@ async def test_an_attempt_that_is_cancelled_takes_its_connection_with_it():
 
 async def test_what_all_attempts_of_a_turn_send_leaves_together_and_only_if_it_is_still_wanted():
     connections = [
-        http1._Connection(asyncio.get_running_loop(), pool)
-        for pool in [http1._Pool(asyncio.get_running_loop())] * 4
+        Connection(asyncio.get_running_loop(), pool) for pool in [Pool(asyncio.get_running_loop())] * 4
     ]
     ears = [_Ear() for _ in connections]
     for connection, ear in zip(connections, ears, strict=True):
@@ -444,7 +445,7 @@ async def test_what_all_attempts_of_a_turn_send_leaves_together_and_only_if_it_i
     await asyncio.sleep(0)
     assert [ear.written for ear in ears] == [b"head;body", b"", b"", b""]
     assert [connection.sent for connection in connections] == [True, False, False, False]
-    assert (left.end, asked_nothing.end) == (http1._End.LOST, http1._End.LOST)
+    assert (left.end, asked_nothing.end) == (End.LOST, End.LOST)
     assert not first.reusable
 
 
@@ -473,7 +474,7 @@ async def test_a_connection_that_comes_about_after_leaving_carries_nothing(monke
     async with server.listening() as url:
         async with endpoint_at(url) as endpoint:
             task = asyncio.create_task(endpoint.attempt(REQUEST, TRACE))
-            while not endpoint._addresses._known:
+            while not endpoint._connector._addresses._known:
                 await asyncio.sleep(0)
             await asyncio.sleep(0)
         way.set()
@@ -581,7 +582,7 @@ async def test_one_lookup_serves_all_who_wait_for_it_and_those_who_come_later(mo
                 answers = await asyncio.gather(*(endpoint.attempt(REQUEST, TRACE) for _ in range(5)))
                 assert answers == [reply()] * 5
             assert server.headers["host"].startswith("model.example:")
-            endpoint._addresses._known_until = 0.0
+            endpoint._connector._addresses._known_until = 0.0
             await endpoint.attempt(REQUEST, TRACE)
     assert asked == ["model.example"] * 2
     assert server.connections == 11

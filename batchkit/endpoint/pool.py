@@ -1,0 +1,90 @@
+"""The connections of an endpoint: which are open, which can be used again, and what leaves in this turn of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from batchkit.endpoint import bounds
+from batchkit.endpoint.connection import Connection
+
+__all__ = ["Pool"]
+
+
+class Pool:
+    """The connections of an endpoint: all that are open, so that none is left behind, and those of them that are idle."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._open: set[Connection] = set()
+        self._none_left: asyncio.Future[None] | None = None
+        self._leaving: list[Connection] = []
+        self._idle: dict[Connection, float] = {}
+        """Since when, in the loop's time. The last to come is the first to be used again."""
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def take(self) -> Connection | None:
+        """An idle connection, if there is one that the server is not known to have left."""
+        if not self._idle:
+            return None
+        oldest = self._loop.time() - bounds.KEEPALIVE_S
+        while self._idle:
+            connection, since = self._idle.popitem()
+            if since >= oldest and connection.reusable:
+                return connection
+            connection.close()
+        return None
+
+    def put_back(self, connection: Connection) -> None:
+        """Keep a connection for the next attempt, or end it if there is anything the matter with it."""
+        if not connection.reusable:
+            connection.abort()
+            return
+        connection.forget()
+        self._idle[connection] = self._loop.time()
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(bounds.KEEPALIVE_S, self._sweep)
+
+    def send_soon(self, connection: Connection) -> None:
+        """Have the connection send its request, with all others of this turn of the event loop."""
+        if not self._leaving:
+            self._loop.call_soon(self._send)
+        self._leaving.append(connection)
+
+    def _send(self) -> None:
+        leaving, self._leaving = self._leaving, []
+        for connection in leaving:
+            connection.send()
+
+    def opened(self, connection: Connection) -> None:
+        self._open.add(connection)
+
+    def unfit(self, connection: Connection) -> None:
+        """No attempt can use the connection again."""
+        self._idle.pop(connection, None)
+
+    def lost(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if not self._open and self._none_left is not None and not self._none_left.done():
+            self._none_left.set_result(None)
+
+    async def close(self) -> None:
+        """End all connections, and come back when they are gone."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._idle.clear()
+        if self._open:
+            self._none_left = self._loop.create_future()
+            for connection in self._open:
+                connection.abort()
+            await self._none_left
+
+    def _sweep(self) -> None:
+        """Close what has been idle for too long."""
+        self._sweeper = None
+        oldest = self._loop.time() - bounds.KEEPALIVE_S
+        for connection, since in list(self._idle.items()):
+            if since > oldest:
+                self._sweeper = self._loop.call_at(since + bounds.KEEPALIVE_S, self._sweep)
+                return
+            del self._idle[connection]
+            connection.close()

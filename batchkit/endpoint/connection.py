@@ -52,6 +52,7 @@ class End(Enum):
     TOO_LARGE = 2
     MALFORMED = 3
     LOST = 4
+    OVERDUE = 5
 
 
 _NO_HEAD = Head(0, {}, ())
@@ -160,6 +161,11 @@ class Connection(asyncio.Protocol):
             transport.write(head)
             self._unsent = memoryview(body)
             self._write_on()
+
+    def overdue(self) -> None:
+        """End the exchange: its time is up."""
+        self._request = None
+        self._ended(End.OVERDUE)
 
     def forget(self) -> None:
         """Keep nothing of the last exchange, which may be long over when the next begins."""

@@ -3,85 +3,76 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from math import inf
 
-__all__ = ["Deadline", "Deadlines"]
+__all__ = ["Deadlines"]
 
 _STALL_S = 1.0
 """A timer that comes later than this found an event loop that stood still."""
-
-
-class Deadline:
-    """When an attempt's time is up, in the loop's time, and whether it was the deadline that cancelled the task.
-
-    What asyncio.timeout does, for less: the deadline cancels the task, and whoever finds the cancellation to be the
-    deadline's alone turns it into an answer. An outer one, also at the same moment, leaves `cancelling` raised and goes on
-    its way.
-    """
-
-    __slots__ = ("_cancelling", "passed", "task", "when")
-
-    def __init__(self, task: asyncio.Task[object], when: float) -> None:
-        self.task = task
-        self.when = when
-        self.passed = False
-        self._cancelling = task.cancelling()
-
-    def caught(self) -> bool:
-        """Whether the cancellation that reached the task is this deadline's and nobody else's."""
-        if not self.passed:
-            return False
-        self.passed = False
-        return self.task.uncancel() <= self._cancelling
+_GRAIN = 0.01
+"""So much of its timeout an attempt may be over its time, lest each of thousands that come due has all others looked at."""
 
 
 class Deadlines:
-    """Those of one endpoint: each is as long as the next, so they come due in order. `timeout` is in seconds."""
+    """Those of one endpoint, whose attempts take at most `timeout` seconds; a deadline is told in the loop's time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
         self._loop = loop
         self._timeout = timeout
-        self._running: dict[Deadline, None] = {}
+        self._running: dict[Callable[[], None], float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
+        self._due = inf
 
-    def start(self) -> Deadline:
-        """The deadline of an attempt that begins now, in the current task."""
-        task = asyncio.current_task(self._loop)
-        assert task is not None
-        deadline = Deadline(task, self._loop.time() + self._timeout)
-        self._running[deadline] = None
-        if self._timer is None:
-            self._set_timer(deadline.when)
-        return deadline
+    def next(self) -> float:
+        """The deadline of an attempt that begins now."""
+        return self._loop.time() + self._timeout
 
-    def end(self, deadline: Deadline) -> None:
-        """The attempt is over; its deadline cancels nothing any more."""
-        self._running.pop(deadline, None)
-        if deadline.passed:
-            deadline.task.uncancel()
+    def start(self, end: Callable[[], None], due: float) -> None:
+        """Have `end` called when it is due, unless it is stopped before."""
+        self._running[end] = due
+        if due < self._due:
+            self._set_timer(due)
+
+    def stop(self, end: Callable[[], None]) -> None:
+        """There is nothing to `end` any more."""
+        self._running.pop(end, None)
+
+    @asynccontextmanager
+    async def limit(self, due: float) -> AsyncIterator[None]:
+        """What asyncio.timeout_at does: cancels what is done within, and raises TimeoutError if nobody else cancelled it too."""
+        async with asyncio.timeout(None) as timeout:
+            end = partial(timeout.reschedule, 0.0)
+            self.start(end, due)
+            try:
+                yield
+            finally:
+                self.stop(end)
 
     def close(self) -> None:
         """No attempt is to be ended any more."""
+        self._running.clear()
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
 
     def _sweep(self) -> None:
-        self._timer = None
         now = self._loop.time()
         if now - self._due > _STALL_S:
             # The loop stood still (a slow disk, a machine asleep), and with it the reading of what has long arrived:
             # that comes first.
             self._set_timer(now + _STALL_S)
             return
-        for deadline in list(self._running):
-            if deadline.when > now:
-                self._set_timer(deadline.when)
-                return
-            del self._running[deadline]
-            deadline.passed = True
-            deadline.task.cancel()
+        for end in [end for end, due in self._running.items() if due <= now]:
+            del self._running[end]
+            end()
+        self._timer, self._due = None, inf
+        if self._running:
+            self._set_timer(max(min(self._running.values()), now + self._timeout * _GRAIN))
 
     def _set_timer(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._due = when
         self._timer = self._loop.call_at(when, self._sweep)

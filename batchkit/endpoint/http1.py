@@ -64,36 +64,38 @@ class Http1Endpoint:
         """One HTTP call for `request`. The answer is `Failure` for all that the network or the server does wrong."""
         if not self._entered:
             raise RuntimeError("the endpoint is used outside `async with`")
-        body = request.body
         try:
-            head = self._head.spelled(attempt_headers(self._address, request.portkey, trace), len(body))
+            head = self._head_of(request, trace)
         except ValueError as error:
             return self._judge.unsendable(error)
-        deadline = self._deadlines.start()
+        due = self._deadlines.next()
         connection = self._pool.take()
         try:
-            if connection is None:
-                connection = await self._connection()
-            answered = connection.exchange(head, body)
-            del head  # with thousands in flight, what is not needed while they wait adds up
-            await answered
-            while connection.stale:
-                self._pool.put_back(connection)
-                connection = None
-                connection = self._pool.take() or await self._connection()
-                head = self._head.spelled(attempt_headers(self._address, request.portkey, trace), len(body))
-                await connection.exchange(head, body)
-            return self._judged(connection)
+            while True:
+                if connection is None:
+                    connection = await self._connection(due)
+                self._deadlines.start(connection.overdue, due)
+                answered = connection.exchange(head, request.body)
+                del head  # with thousands in flight, what is not needed while they wait adds up
+                await answered
+                if not connection.stale:
+                    return self._judged(connection)
+                self._leave(connection)
+                connection = self._pool.take()
+                head = self._head_of(request, trace)
         except NotConnected as reason:
             return reason.failure
-        except asyncio.CancelledError:
-            if not deadline.caught():
-                raise
-            return self._judge.overdue(sent=connection is not None)
         finally:
-            self._deadlines.end(deadline)
             if connection is not None:
-                self._pool.put_back(connection)
+                self._leave(connection)
+
+    def _head_of(self, request: Request, trace: Trace) -> bytes:
+        headers = attempt_headers(self._address, request.portkey, trace)
+        return self._head.spelled(headers, len(request.body))
+
+    def _leave(self, connection: Connection) -> None:
+        self._deadlines.stop(connection.overdue)
+        self._pool.put_back(connection)
 
     def _judged(self, connection: Connection) -> Answer:
         match connection.end:
@@ -103,19 +105,24 @@ class Http1Endpoint:
                 return self._judge.too_large(connection.head)
             case End.MALFORMED:
                 return self._judge.malformed()
+            case End.OVERDUE:
+                return self._judge.overdue(sent=True)
             case _:
                 if connection.answering:
                     return self._judge.cut(connection.head, connection.body())
                 return self._judge.unanswered(sent=connection.sent)
 
-    async def _connection(self) -> Connection:
+    async def _connection(self, due: float) -> Connection:
         """A new connection, or one that has become idle before its turn has come. Raises NotConnected."""
-        async with self._connecting:
-            connection = self._pool.take()
-            if connection is None:
-                connection = await self._connector.connect()
-                self.connected()
-            return connection
+        try:
+            async with self._deadlines.limit(due), self._connecting:
+                connection = self._pool.take()
+                if connection is None:
+                    connection = await self._connector.connect()
+                    self.connected()
+                return connection
+        except TimeoutError:
+            raise NotConnected(self._judge.overdue(sent=False)) from None
 
 
 class _RequestHead:

@@ -94,16 +94,12 @@ class SessionEndpoint:
         if self._session is None:
             raise RuntimeError("the endpoint is used outside `async with`")
         _stage.set(_Stage.REUSED)
-        deadline = self._deadlines.start()
         try:
-            return await self._exchange(self._session, request, trace)
-        except asyncio.CancelledError:
-            if not deadline.caught():
-                raise
+            async with self._deadlines.limit(self._deadlines.next()):
+                return await self._exchange(self._session, request, trace)
+        except TimeoutError:
             by = "" if self._proxy is None else f" through the proxy {self._proxy.url}"
             return self._judge.overdue(sent=_stage.get() is not _Stage.CONNECTING, by=by)
-        finally:
-            self._deadlines.end(deadline)
 
     async def _exchange(self, session: aiohttp.ClientSession, request: Request, trace: Trace) -> Answer:
         proxy_headers: Mapping[str, str] | None = None

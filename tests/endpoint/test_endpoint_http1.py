@@ -346,6 +346,58 @@ async def test_a_server_that_leaves_before_a_request_is_written_gets_it_over_a_n
     assert server.connections == 3
 
 
+async def test_a_second_try_has_what_the_first_left_of_the_time(monkeypatch):
+    server = ScriptedServer(http(200, GOOD), hanging)
+    async with server.listening() as url, endpoint_at(url) as endpoint:
+        assert await endpoint.attempt(REQUEST, TRACE) == reply()
+        (connection,) = endpoint._pool._idle
+        connection._watch = _Stirred()
+        dues: list[float] = []
+        start = endpoint._deadlines.start
+
+        def started(end: Callable[[], None], due: float) -> None:
+            dues.append(due)
+            start(end, due)
+
+        monkeypatch.setattr(endpoint._deadlines, "start", started)
+        task = asyncio.create_task(endpoint.attempt(REQUEST, TRACE))
+        while len(server.heads) < 2:
+            await asyncio.sleep(0)
+        assert len(endpoint._deadlines._running) == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert len(dues) == 3  # on the kept connection, on the way to a new one, on that
+    assert len(set(dues)) == 1
+
+
+async def test_the_time_it_takes_until_a_connection_may_be_opened_counts(monkeypatch):
+    monkeypatch.setattr(http1, "_CONNECTING_AT_ONCE", 0)
+    async with endpoint_at("http://127.0.0.1:1/v1", timeout=0.01) as endpoint:
+        answer = await endpoint.attempt(REQUEST, TRACE)
+        assert not endpoint._deadlines._running
+    assert isinstance(answer, Failure)
+    assert (answer.kind, answer.maybe_billed) == (Kind.TIMEOUT, False)
+    assert answer.message == "no connection to 127.0.0.1 within 0.01 s"
+
+
+async def test_what_is_overdue_before_it_has_left_is_not_sent():
+    server = ScriptedServer(http(200, GOOD))
+    async with server.listening() as url, endpoint_at(url) as endpoint:
+        assert await endpoint.attempt(REQUEST, TRACE) == reply()
+
+        def come_due() -> None:
+            (end,) = endpoint._deadlines._running
+            end()
+
+        asyncio.get_running_loop().call_soon(come_due)
+        answer = await endpoint.attempt(REQUEST, TRACE)
+        assert await endpoint.attempt(REQUEST, TRACE) == reply()
+    assert isinstance(answer, Failure)
+    assert answer.kind is Kind.TIMEOUT
+    assert (len(server.heads), server.connections) == (2, 2)
+
+
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_an_attempt_that_is_given_up_as_its_connection_comes_about_leaves_nothing_to_wait_for(
     new_loop, monkeypatch

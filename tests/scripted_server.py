@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 Sends = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 """What the server does with one request: the bytes of an answer, or anything else with its connection."""
@@ -142,3 +143,14 @@ class ScriptedServer:
             return self.script.pop(0)
         assert self._after is not None
         return self._after
+
+
+@contextmanager
+def silent_host() -> Iterator[str]:
+    """The base URL of a host that says nothing to whoever knocks: its queue is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as queue:
+        for _ in range(2):
+            waiting = queue.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/v1"

@@ -16,7 +16,17 @@ from time import time
 
 import orjson
 import pytest
-from scripted_server import CHUNKED, ScriptedServer, Sends, dripping, hanging, http, resetting, then_closing
+from scripted_server import (
+    CHUNKED,
+    ScriptedServer,
+    Sends,
+    dripping,
+    hanging,
+    http,
+    resetting,
+    silent_host,
+    then_closing,
+)
 
 from batchkit.endpoint import BODY_BYTES, bounds
 from batchkit.endpoint.http1 import Http1Endpoint
@@ -543,13 +553,10 @@ async def test_fault_33_a_server_that_never_answers_or_sends_now_and_then_a_byte
     assert task.cancelling() == 0
 
 
-async def test_a_connection_that_never_comes_about_was_not_billed(monkeypatch):
-    async def never(*_: object, **__: object) -> None:
-        await asyncio.get_running_loop().create_future()
-
-    monkeypatch.setattr("aiohappyeyeballs.start_connection", never)
-    async with Endpoint(plain_address("http://127.0.0.1:1/v1"), timeout=0.01) as endpoint:
-        answer = await endpoint.attempt(REQUEST, TRACE)
+async def test_a_connection_that_never_comes_about_was_not_billed():
+    with silent_host() as url:
+        async with Endpoint(plain_address(url), timeout=0.01) as endpoint:
+            answer = await endpoint.attempt(REQUEST, TRACE)
     assert isinstance(answer, Failure)
     assert (answer.kind, answer.maybe_billed) == (Kind.TIMEOUT, False)
     assert answer.message == "no connection to 127.0.0.1 within 0.01 s"

@@ -12,12 +12,11 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-import aiohappyeyeballs
 import orjson
 import pytest
 import uvloop
 from hypothesis import given, strategies as st
-from scripted_server import CHUNKED, ScriptedServer, Sends, hanging, http, then_closing
+from scripted_server import CHUNKED, ScriptedServer, Sends, hanging, http, silent_host, then_closing
 
 from batchkit.endpoint import bounds, http1
 from batchkit.endpoint.connection import Connection, End
@@ -398,6 +397,29 @@ async def test_what_is_overdue_before_it_has_left_is_not_sent():
     assert (len(server.heads), server.connections) == (2, 2)
 
 
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["127.0.0.1", "127.0.0.2"]], ids=["one", "two"])
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_attempt_that_is_given_up_at_any_moment_of_connecting_leaves_nothing_to_wait_for(
+    new_loop, addresses, monkeypatch
+):
+    async def scene() -> None:
+        server = ScriptedServer(http(200, GOOD))
+        async with asyncio.timeout(30), server.listening() as url:
+            answers_of_getaddrinfo(monkeypatch, *addresses)
+            for turns in range(1, 20):
+                async with endpoint_at(url.replace("127.0.0.1", "model.example")) as endpoint:
+                    attempts = [asyncio.ensure_future(endpoint.attempt(REQUEST, TRACE)) for _ in range(3)]
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    for attempt in attempts:
+                        attempt.cancel()
+                    await asyncio.wait(attempts)
+                assert not endpoint._pool._open
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(scene())
+
+
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_an_attempt_that_is_given_up_as_its_connection_comes_about_leaves_nothing_to_wait_for(
     new_loop, monkeypatch
@@ -515,13 +537,14 @@ async def test_leaving_while_an_attempt_is_under_way_ends_it():
 
 async def test_a_connection_that_comes_about_after_leaving_carries_nothing(monkeypatch):
     """The way there takes until the endpoint is left."""
-    way, connect = asyncio.Event(), aiohappyeyeballs.start_connection
+    loop, way = asyncio.get_running_loop(), asyncio.Event()
+    connect = loop.create_connection
 
-    async def delayed(*words: Any, **named: Any) -> socket.socket:
+    async def delayed(*words: Any, **named: Any) -> Any:
         await way.wait()
         return await connect(*words, **named)
 
-    monkeypatch.setattr("aiohappyeyeballs.start_connection", delayed)
+    monkeypatch.setattr(loop, "create_connection", delayed)
     server = ScriptedServer(http(200, GOOD))
     async with server.listening() as url:
         async with endpoint_at(url) as endpoint:
@@ -670,17 +693,16 @@ async def test_a_lookup_goes_on_for_the_others_when_one_gives_up(monkeypatch):
             assert await tasks[1] == reply()
 
 
-async def test_a_host_that_says_nothing_is_given_up_before_the_deadline(monkeypatch):
-    async def never(*_: object, **__: object) -> None:
-        await asyncio.get_running_loop().create_future()
-
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["127.0.0.1", "127.0.0.2"]], ids=["one", "two"])
+async def test_a_host_that_says_nothing_is_given_up_before_the_deadline(addresses, monkeypatch):
     monkeypatch.setattr(bounds, "CONNECT_S", 0.01)
-    monkeypatch.setattr("aiohappyeyeballs.start_connection", never)
-    async with endpoint_at("http://127.0.0.1:1/v1") as endpoint:
-        answer = await endpoint.attempt(REQUEST, TRACE)
+    answers_of_getaddrinfo(monkeypatch, *addresses)
+    with silent_host() as url:
+        async with endpoint_at(url.replace("127.0.0.1", "model.example")) as endpoint:
+            answer = await endpoint.attempt(REQUEST, TRACE)
     assert isinstance(answer, Failure)
     assert (answer.code, answer.maybe_billed) == ("connection_error", False)
-    assert answer.message == "cannot connect to 127.0.0.1: no answer within 0.01 s"
+    assert answer.message == "cannot connect to model.example: no answer within 0.01 s"
 
 
 async def test_the_address_may_be_one_of_ipv6():

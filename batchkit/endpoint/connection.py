@@ -1,25 +1,17 @@
-"""One connection of HTTP/1.1, and what is read on it. The one place that knows httptools.
+"""One connection of HTTP/1.1: what is sent on it, who reads what comes, and when either is over.
 
-How an answer is read: a parser tells a `Connection` of headers and pieces of the body. The first of these ends it, as
-`End` names them: its last byte, its bounds, the parser's refusal, the connection's loss. A connection that has anything
-else about it than a whole answer and silence is not used again.
+A connection that has anything else about it than a whole answer and silence is not used again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import select
-from enum import Enum
-from functools import lru_cache
 from typing import Protocol, cast
 
-import httptools
+from batchkit.endpoint.reading import AnswerReader, End
+from batchkit.endpoint.silence import is_silent
 
-from batchkit.endpoint import bounds
-from batchkit.endpoint.judging import Head
-from batchkit.endpoint.silence import is_silent, watch
-
-__all__ = ["Connection", "End", "Owner"]
+__all__ = ["Connection", "Owner"]
 
 _PIECE_BYTES = 256 * 1024
 """Larger bodies are written piece by piece, as fast as they leave."""
@@ -27,6 +19,9 @@ _PIECE_BYTES = 256 * 1024
 
 class Owner(Protocol):
     """Whoever has the connections, as one of them knows it."""
+
+    readers: list[AnswerReader]
+    """Those that read nothing just now: few answers arrive at once, however many are waited for."""
 
     def opened(self, connection: Connection) -> None:
         """It is there."""
@@ -45,77 +40,29 @@ class Owner(Protocol):
         ...
 
 
-class End(Enum):
-    """What ended the reading of an answer."""
-
-    WHOLE = 1
-    TOO_LARGE = 2
-    MALFORMED = 3
-    LOST = 4
-    OVERDUE = 5
-
-
-_NO_HEAD = Head(0, {}, ())
-_NO_BODY = frozenset({204, 304})
-_SWITCHING_PROTOCOLS = 101
-
-
-@lru_cache(maxsize=1024)
-def _spelled_low(name: bytes) -> str:
-    """A header's name as it is looked up. A server has few, and they come with every answer."""
-    return name.strip().lower().decode("utf-8", "surrogateescape")
-
-
-class _Refused(Exception):
-    """Stops the parser in the middle of what it was fed."""
-
-
 class Connection(asyncio.Protocol):
-    """One connection, and the exchange that is under way on it: `exchange` ends, then the rest says what came of it.
-
-    The parser reads one answer after the other and calls the `on_` methods; it refuses what could be read in two ways
-    (two lengths, a length beside chunks), and takes what servers do write: folded headers, bare line feeds.
-    """
+    """One connection, and the exchange that is under way on it: `exchange` ends, then `end` and `reader` say what came of it."""
 
     __slots__ = (
         "_kept",
         "_loop",
         "_owner",
-        "_parser",
         "_paused",
-        "_pieces",
-        "_raw_headers",
-        "_received",
         "_request",
-        "_size",
         "_transport",
         "_unsent",
         "_waiter",
-        "_watch",
-        "answering",
         "end",
-        "head",
+        "reader",
         "reusable",
         "sent",
         "stale",
     )
-    _waiter: asyncio.Future[None] | None
-    _raw_headers: list[tuple[bytes, bytes]]
-    _pieces: list[bytes]
-    head: Head
-    answering: bool
-    """Whether the answer has got as far as its body; then `head` is there."""
-    end: End | None
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
         self._loop = loop
         self._owner = owner
         self._transport: asyncio.Transport | None = None
-        self._watch: select.poll | None = None
-        self._parser = parser = httptools.HttpResponseParser(self)
-        parser.set_dangerous_leniencies(
-            lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
-        )
         self._request: tuple[bytes, bytes] | None = None
         """What is to be sent, head and body, until it is."""
         self._unsent: memoryview | None = None
@@ -127,7 +74,11 @@ class Connection(asyncio.Protocol):
         """Whether another exchange can follow."""
         self.stale = False
         """Whether a kept connection turned out to have been left by the server, before anything was sent on it."""
-        self.forget()
+        self._waiter: asyncio.Future[None] | None = None
+        self.end: End | None = None
+        """What ended the exchange, while it is not forgotten."""
+        self.reader: AnswerReader | None = None
+        """What has read so much of the answer as came."""
 
     # --- for the endpoint ---
 
@@ -149,7 +100,7 @@ class Connection(asyncio.Protocol):
         self._request = None
         if request is None or transport is None:
             return
-        self.stale = self._kept and not is_silent(self._watch)
+        self.stale = self._kept and not is_silent(transport)
         if self.stale or transport.is_closing():
             self._ended(End.LOST)
             return
@@ -169,17 +120,14 @@ class Connection(asyncio.Protocol):
 
     def forget(self) -> None:
         """Keep nothing of the last exchange, which may be long over when the next begins."""
-        self._waiter = None
-        self._raw_headers = []
-        self._pieces = []
-        self._size = self._received = 0
-        self.head = _NO_HEAD
-        self.answering = False
-        self.end = None
-
-    def body(self) -> bytes:
-        """What came of the body."""
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._waiter = self.end = None
+        reader, self.reader = self.reader, None
+        if reader is not None:
+            if reader.lasting:
+                reader.renew()
+                self._owner.readers.append(reader)
+            else:
+                reader.discard()
 
     def close(self) -> None:
         """Take leave of the server."""
@@ -198,26 +146,29 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
-        self._watch = watch(transport)
         self._owner.opened(self)
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None or self.end is not None or self._request is not None:
             self._unfit()  # nothing was asked
             return
-        self._received += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            # After a whole answer it is what follows that cannot be read, and that was not asked for.
-            self._ended(End.LOST if self._pieces else End.MALFORMED)
+        reader = self.reader
+        if reader is None:
+            readers = self._owner.readers
+            self.reader = reader = readers.pop() if readers else AnswerReader()
+        readable = reader.feed(data)
+        if reader.end is not None:
+            transport = self._transport
+            self.reusable = (
+                reader.lasting
+                and self._unsent is None
+                and transport is not None
+                and not transport.is_closing()
+                and not transport.get_write_buffer_size()
+            )
+            self._ended(reader.end)
+        if not readable:
             self._unfit()
-            return
-        if self._received > bounds.HEAD_BYTES and self.end is None:
-            if not self.answering:
-                self._ended(End.MALFORMED)
-            elif self._received - self._size > bounds.BODY_BYTES:
-                self._ended(End.TOO_LARGE)
 
     def eof_received(self) -> None:
         self._gone()
@@ -230,7 +181,6 @@ class Connection(asyncio.Protocol):
             self._unfit()
         self._transport = None
         self._request = self._unsent = None
-        del self._parser  # the two hold one another
         self._owner.lost(self)
 
     def pause_writing(self) -> None:
@@ -255,14 +205,9 @@ class Connection(asyncio.Protocol):
 
     def _gone(self) -> None:
         """The server says nothing more, which ends an answer that is as long as its connection."""
-        self._ended(End.WHOLE if self.answering and self._lasts_until_the_end() else End.LOST)
+        reader = self.reader
+        self._ended(End.WHOLE if reader is not None and reader.lasts_until_the_end() else End.LOST)
         self._unfit()
-
-    def _lasts_until_the_end(self) -> bool:
-        return "content-length" not in self.head.headers and not any(
-            name.lower() == b"transfer-encoding" and value.strip().lower().endswith(b"chunked")
-            for name, value in self.head.raw_headers
-        )
 
     def _unfit(self) -> None:
         """No exchange can follow any more."""
@@ -274,53 +219,3 @@ class Connection(asyncio.Protocol):
             self.end = end
             if not self._waiter.done():
                 self._waiter.set_result(None)
-
-    # --- for the parser ---
-
-    def on_message_begin(self) -> None:
-        if self.end is not None:
-            raise _Refused
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.answering:
-            return  # a trailer
-        if len(name) + len(value) > bounds.HEADER_FIELD_BYTES or b"\0" in value:
-            raise _Refused
-        self._raw_headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status < 200 and status != _SWITCHING_PROTOCOLS:
-            return
-        headers = {
-            # The first of several counts.
-            _spelled_low(name): value.strip().decode("utf-8", "surrogateescape")
-            for name, value in reversed(self._raw_headers)
-        }
-        self.head = Head(status, headers, self._raw_headers)
-        self.answering = True
-        length = headers.get("content-length")
-        if length is not None and int(length) > bounds.BODY_BYTES and status not in _NO_BODY:
-            self._ended(End.TOO_LARGE)
-            raise _Refused
-
-    def on_body(self, piece: bytes) -> None:
-        self._size += len(piece)
-        if self._size > bounds.BODY_BYTES:
-            self._ended(End.TOO_LARGE)
-            raise _Refused
-        self._pieces.append(piece)
-
-    def on_message_complete(self) -> None:
-        if not self.answering:
-            self._raw_headers = []  # an interim answer
-            return
-        transport = self._transport
-        self.reusable = (
-            self._parser.should_keep_alive()
-            and self._unsent is None
-            and transport is not None
-            and not transport.is_closing()
-            and not transport.get_write_buffer_size()
-        )
-        self._ended(End.WHOLE)

@@ -16,10 +16,11 @@ from typing import Self
 from yarl import URL
 
 from batchkit.endpoint.connecting import Connector, NotConnected
-from batchkit.endpoint.connection import Connection, End
+from batchkit.endpoint.connection import Connection
 from batchkit.endpoint.deadlines import Deadlines
 from batchkit.endpoint.judging import Judge
 from batchkit.endpoint.pool import Pool
+from batchkit.endpoint.reading import End
 from batchkit.formats.headers import EndpointAddress, attempt_headers
 from batchkit.records import Answer, Request, Trace
 
@@ -73,10 +74,12 @@ class Http1Endpoint:
         try:
             while True:
                 if connection is None:
+                    del head  # with thousands in flight, what is not needed while they wait adds up
                     connection = await self._connection(due)
+                    head = self._head_of(request, trace)
                 self._deadlines.start(connection.overdue, due)
                 answered = connection.exchange(head, request.body)
-                del head  # with thousands in flight, what is not needed while they wait adds up
+                del head
                 await answered
                 if not connection.stale:
                     return self._judged(connection)
@@ -98,19 +101,18 @@ class Http1Endpoint:
         self._pool.put_back(connection)
 
     def _judged(self, connection: Connection) -> Answer:
-        match connection.end:
-            case End.WHOLE:
-                return self._judge.whole(connection.head, connection.body())
-            case End.TOO_LARGE:
-                return self._judge.too_large(connection.head)
-            case End.MALFORMED:
-                return self._judge.malformed()
-            case End.OVERDUE:
-                return self._judge.overdue(sent=True)
-            case _:
-                if connection.answering:
-                    return self._judge.cut(connection.head, connection.body())
-                return self._judge.unanswered(sent=connection.sent)
+        end, reader = connection.end, connection.reader
+        if end is End.OVERDUE:
+            return self._judge.overdue(sent=True)
+        if end is End.MALFORMED:
+            return self._judge.malformed()
+        if reader is None or reader.head is None:
+            return self._judge.unanswered(sent=connection.sent)
+        if end is End.WHOLE:
+            return self._judge.whole(reader.head, reader.body())
+        if end is End.TOO_LARGE:
+            return self._judge.too_large(reader.head)
+        return self._judge.cut(reader.head, reader.body())
 
     async def _connection(self, due: float) -> Connection:
         """A new connection, or one that has become idle before its turn has come. Raises NotConnected."""

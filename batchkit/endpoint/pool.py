@@ -6,6 +6,7 @@ import asyncio
 
 from batchkit.endpoint import bounds
 from batchkit.endpoint.connection import Connection
+from batchkit.endpoint.reading import AnswerReader
 
 __all__ = ["Pool"]
 
@@ -15,6 +16,7 @@ class Pool:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self.readers: list[AnswerReader] = []
         self._open: set[Connection] = set()
         self._none_left: asyncio.Future[None] | None = None
         self._leaving: list[Connection] = []
@@ -36,10 +38,10 @@ class Pool:
 
     def put_back(self, connection: Connection) -> None:
         """Keep a connection for the next attempt, or end it if there is anything the matter with it."""
+        connection.forget()
         if not connection.reusable:
             connection.abort()
             return
-        connection.forget()
         self._idle[connection] = self._loop.time()
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(bounds.KEEPALIVE_S, self._sweep)

@@ -19,9 +19,10 @@ from hypothesis import given, strategies as st
 from scripted_server import CHUNKED, ScriptedServer, Sends, hanging, http, silent_host, then_closing
 
 from batchkit.endpoint import bounds, http1
-from batchkit.endpoint.connection import Connection, End
+from batchkit.endpoint.connection import Connection
 from batchkit.endpoint.http1 import Http1Endpoint
 from batchkit.endpoint.pool import Pool
+from batchkit.endpoint.reading import End
 from batchkit.endpoint.silence import is_silent
 from batchkit.formats.headers import endpoint_address
 from batchkit.records import Answer, Failure, FailureKind as Kind, Reply, Request, Trace, Usage
@@ -317,29 +318,26 @@ async def test_what_waits_in_the_socket_unread_is_noticed_before_the_next_reques
     async with server.listening() as url, endpoint_at(url) as endpoint:
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
         (connection,) = endpoint._pool._idle
-        assert is_silent(connection._watch)
+        assert is_silent(connection._transport)
         (task,) = server._tasks
         task.cancel()  # closes the connection, on the server's side
-        while is_silent(connection._watch):
+        while is_silent(connection._transport):
             await asyncio.sleep(0)
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
     assert server.connections == 2
 
 
-class _Stirred:
-    """A socket in which something stands to be read."""
-
-    def poll(self, _: int) -> list[tuple[int, int]]:
-        return [(0, 1)]
+def not_silent(_: asyncio.BaseTransport) -> bool:
+    """Something stands to be read in every socket that is asked."""
+    return False
 
 
-async def test_a_server_that_leaves_before_a_request_is_written_gets_it_over_a_new_connection():
+async def test_a_server_that_leaves_before_a_request_is_written_gets_it_over_a_new_connection(monkeypatch):
     """What is sent in a turn of the event loop leaves at its end, and until then the server may have left."""
     server = ScriptedServer(http(200, GOOD))
     async with server.listening() as url, endpoint_at(url) as endpoint:
         await asyncio.gather(*(endpoint.attempt(REQUEST, TRACE) for _ in range(2)))
-        for connection in endpoint._pool._idle:
-            connection._watch = _Stirred()
+        monkeypatch.setattr("batchkit.endpoint.connection.is_silent", not_silent)
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
         assert not endpoint._pool._open - set(endpoint._pool._idle)
     assert server.connections == 3
@@ -349,8 +347,7 @@ async def test_a_second_try_has_what_the_first_left_of_the_time(monkeypatch):
     server = ScriptedServer(http(200, GOOD), hanging)
     async with server.listening() as url, endpoint_at(url) as endpoint:
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
-        (connection,) = endpoint._pool._idle
-        connection._watch = _Stirred()
+        monkeypatch.setattr("batchkit.endpoint.connection.is_silent", not_silent)
         dues: list[float] = []
         start = endpoint._deadlines.start
 
@@ -483,9 +480,9 @@ async def test_an_idle_connection_holds_nothing_of_its_last_answer():
     server = ScriptedServer(http(200, GOOD))
     async with server.listening() as url, endpoint_at(url) as endpoint:
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
-        (connection,) = endpoint._pool._idle
-        assert connection.body() == b""
-        assert not connection.head.headers
+        (kept,), (reader,) = endpoint._pool._idle, endpoint._pool.readers
+        assert kept.reader is None
+        assert (reader.head, reader.body()) == (None, b"")
 
 
 async def test_an_attempt_that_is_cancelled_takes_its_connection_with_it():

@@ -9,7 +9,7 @@ import asyncio
 from typing import Protocol, cast
 
 from batchkit.endpoint.reading import AnswerReader, End
-from batchkit.endpoint.silence import is_silent
+from batchkit.endpoint.silence import fileno, is_silent
 
 __all__ = ["Connection", "Owner"]
 
@@ -44,6 +44,7 @@ class Connection(asyncio.Protocol):
     """One connection, and the exchange that is under way on it: `exchange` ends, then `end` and `reader` say what came of it."""
 
     __slots__ = (
+        "_fileno",
         "_kept",
         "_loop",
         "_owner",
@@ -63,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._owner = owner
         self._transport: asyncio.Transport | None = None
+        self._fileno = -1
         self._request: tuple[bytes, bytes] | None = None
         """What is to be sent, head and body, until it is."""
         self._unsent: memoryview | None = None
@@ -100,7 +102,7 @@ class Connection(asyncio.Protocol):
         self._request = None
         if request is None or transport is None:
             return
-        self.stale = self._kept and not is_silent(transport)
+        self.stale = self._kept and not is_silent(self._fileno)
         if self.stale or transport.is_closing():
             self._ended(End.LOST)
             return
@@ -146,6 +148,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
+        self._fileno = fileno(transport)
         self._owner.opened(self)
 
     def data_received(self, data: bytes) -> None:

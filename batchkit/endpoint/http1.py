@@ -34,10 +34,9 @@ class Http1Endpoint:
     """Sends the requests of one run to one address, over connections of its own. It is an `Endpoint`."""
 
     def __init__(self, address: EndpointAddress, *, timeout: float) -> None:
-        self._address = address
         self._timeout = timeout
         self._url = url = URL(address.url)
-        self._head = _RequestHead(url, address.headers)
+        self._head = _RequestHead(url, address)
         self._judge = Judge(address, url.host or "", timeout)
         self._entered = False
         self.connected: Callable[[], None] = lambda: None
@@ -66,7 +65,7 @@ class Http1Endpoint:
         if not self._entered:
             raise RuntimeError("the endpoint is used outside `async with`")
         try:
-            head = self._head_of(request, trace)
+            head = self._head.spelled(request, trace)
         except ValueError as error:
             return self._judge.unsendable(error)
         due = self._deadlines.next()
@@ -76,29 +75,23 @@ class Http1Endpoint:
                 if connection is None:
                     del head  # with thousands in flight, what is not needed while they wait adds up
                     connection = await self._connection(due)
-                    head = self._head_of(request, trace)
+                    head = self._head.spelled(request, trace)
                 self._deadlines.start(connection.overdue, due)
                 answered = connection.exchange(head, request.body)
                 del head
                 await answered
                 if not connection.stale:
                     return self._judged(connection)
-                self._leave(connection)
+                self._deadlines.stop(connection.overdue)
+                self._pool.put_back(connection)
                 connection = self._pool.take()
-                head = self._head_of(request, trace)
+                head = self._head.spelled(request, trace)
         except NotConnected as reason:
             return reason.failure
         finally:
             if connection is not None:
-                self._leave(connection)
-
-    def _head_of(self, request: Request, trace: Trace) -> bytes:
-        headers = attempt_headers(self._address, request.portkey, trace)
-        return self._head.spelled(headers, len(request.body))
-
-    def _leave(self, connection: Connection) -> None:
-        self._deadlines.stop(connection.overdue)
-        self._pool.put_back(connection)
+                self._deadlines.stop(connection.overdue)
+                self._pool.put_back(connection)
 
     def _judged(self, connection: Connection) -> Answer:
         end, reader = connection.end, connection.reader
@@ -130,20 +123,21 @@ class Http1Endpoint:
 class _RequestHead:
     """The head of every request. What is the same in each is spelled once; the repr does not show the keys in it."""
 
-    __slots__ = ("_always", "_constant", "_start")
+    __slots__ = ("_address", "_constant", "_start")
 
-    def __init__(self, url: URL, headers: Mapping[str, str]) -> None:
-        self._always = headers
+    def __init__(self, url: URL, address: EndpointAddress) -> None:
+        self._address = address
         self._start = f"POST {url.raw_path_qs} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n"
-        self._constant = self._start + _lines(headers)
+        self._constant = self._start + _lines(address.headers)
 
-    def spelled(self, headers: Mapping[str, str], body_bytes: int) -> bytes:
-        """The head of one request, whose own headers win. Raises ValueError for what no header can hold."""
-        if headers.keys().isdisjoint(self._always):
+    def spelled(self, request: Request, trace: Trace) -> bytes:
+        """The head of one attempt, whose own headers win. Raises ValueError for what no header can hold."""
+        headers, always = attempt_headers(self._address, request.portkey, trace), self._address.headers
+        if headers.keys().isdisjoint(always):
             lines = self._constant + _lines(headers)
         else:
-            lines = self._start + _lines({**self._always, **headers})
-        return f"{lines}Content-Length: {body_bytes}\r\n\r\n".encode()
+            lines = self._start + _lines({**always, **headers})
+        return f"{lines}Content-Length: {len(request.body)}\r\n\r\n".encode()
 
 
 def _lines(headers: Mapping[str, str]) -> str:

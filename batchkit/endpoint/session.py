@@ -25,7 +25,7 @@ from batchkit.endpoint import bounds
 from batchkit.endpoint.deadlines import Deadlines
 from batchkit.endpoint.decoding import TooLarge
 from batchkit.endpoint.judging import Head, Judge
-from batchkit.endpoint.silence import is_silent
+from batchkit.endpoint.silence import fileno, is_silent
 from batchkit.formats.headers import EndpointAddress, attempt_headers
 from batchkit.formats.proxies import Proxy
 from batchkit.records import Answer, Failure, FailureKind, Request, Trace
@@ -236,7 +236,7 @@ class _Connector(aiohttp.TCPConnector):
     ) -> Connection:
         while True:
             connection = await super().connect(req, traces, timeout)
-            if _stage.get() is not _Stage.REUSED or is_silent(connection.transport):
+            if _stage.get() is not _Stage.REUSED or is_silent(fileno(connection.transport)):
                 return connection
             connection.close()
 

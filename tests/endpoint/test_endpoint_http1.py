@@ -318,16 +318,16 @@ async def test_what_waits_in_the_socket_unread_is_noticed_before_the_next_reques
     async with server.listening() as url, endpoint_at(url) as endpoint:
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
         (connection,) = endpoint._pool._idle
-        assert is_silent(connection._transport)
+        assert is_silent(connection._fileno)
         (task,) = server._tasks
         task.cancel()  # closes the connection, on the server's side
-        while is_silent(connection._transport):
+        while is_silent(connection._fileno):
             await asyncio.sleep(0)
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
     assert server.connections == 2
 
 
-def not_silent(_: asyncio.BaseTransport) -> bool:
+def not_silent(_: int) -> bool:
     """Something stands to be read in every socket that is asked."""
     return False
 

@@ -353,7 +353,7 @@ BUGS = {
         """
 from batchkit.endpoint.http1 import Http1Endpoint as Endpoint
 async def attempt(self, request, trace):
-    raise RuntimeError(dict(self._address.headers))
+    raise RuntimeError(dict(self._head._address.headers))
 Endpoint.attempt = attempt
 """,
         "RuntimeError",
@@ -386,7 +386,7 @@ attempt = Endpoint.attempt
 async def fail(headers):
     raise RuntimeError(dict(headers))
 async def broken(self, request, trace):
-    asyncio.ensure_future(fail(self._address.headers))
+    asyncio.ensure_future(fail(self._head._address.headers))
     return await attempt(self, request, trace)
 Endpoint.attempt = broken
 """,

@@ -491,7 +491,7 @@ class Pacer:
 
     def _restart(self, now: float, reserved: Reservation, rate: float) -> None:
         self._empty = _Empty(reserved.at, reserved.spent)
-        self._lowered_at = self._clean_since = now
+        self._lowered_at = self._clean_since = self._grown_at = now
         self._strays = 0
         self._pace.change(now, rate)
         self._pace.emptied(now)
@@ -583,7 +583,7 @@ class Pacer:
         self._dry = 0
         self._starts = _STARTS
         self._strays = 0
-        self._lowered_at = self._clean_since = now
+        self._lowered_at = self._clean_since = self._grown_at = now
         self._pace.change(now, (1.0 - _BELOW) * limit)
 
     def _weigh(self, tokens: float) -> None:

@@ -267,6 +267,19 @@ def test_a_rate_far_below_the_limit_does_not_stay_there_for_minutes():
     assert ran.answers(110, 120) > 10 * 500
 
 
+def test_a_pace_that_nobody_waited_for_at_first_is_outgrown_later_whenever_the_clock_began():
+    """Time before there was a rate is none in which it went unused."""
+    now = 100_000.0
+    pacer = Pacer()
+    refuse(pacer, 4, now, hint=5.0)
+    low = pacer.per_s
+    assert low is not None
+    for tenth in range(100, 200):
+        while pacer.reserve(now + tenth / 10) == 0.0:
+            pacer.accepted(now + tenth / 10, pacer.reserved(now + tenth / 10))
+    assert pacer.per_s > 100 * low
+
+
 def test_a_wait_begun_at_a_low_rate_is_shortened_when_the_rate_grows():
     pacer = Pacer()
     for second in range(40):

@@ -493,6 +493,7 @@ class Pacer:
         self._empty = _Empty(reserved.at, reserved.spent)
         self._lowered_at = self._clean_since = self._grown_at = now
         self._strays = 0
+        self._more_left = False
         self._pace.change(now, rate)
         self._pace.emptied(now)
 

@@ -6,8 +6,8 @@ that is the reset. Where all comes back at once, at the end of a window, no rese
 keep a minute's limit by the second: then the bucket holds a second's worth of it.
 
 One answer proves nothing. Several have to agree, about a limit that does not change to and fro as it does where a gateway spreads
-requests over several keys; and then it is still a belief: `rules.pacing` begins with it, and what is
-refused or taken tells more.
+requests over several keys; and then it is still a belief: `rules.believing` puts it in force, and
+what is refused or taken tells more.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ from typing import NamedTuple
 
 from batchkit.records import Announced, AnnouncedLimit
 
-__all__ = ["Announcements", "Told"]
+__all__ = ["MINUTE_S", "Announcements", "Told"]
 
-_MINUTE_S = 60.0
-_WINDOWS_S = (_MINUTE_S, 3600.0, 86_400.0)
+MINUTE_S = 60.0
+"""The window in seconds that limits are told for here, whatever window a provider tells them for."""
+_WINDOWS_S = (MINUTE_S, 3600.0, 86_400.0)
+"""The windows in seconds that providers have: a minute, an hour, a day. Only the first is a pace; the others would let a day's worth
+begin at once, or hold a job to an hour's average that nobody asks for."""
 _AGREEING = 3
+"""So many answers, one after the other, have to agree on a window. With fewer one odd reset is believed, with more a limit is run into
+before it is."""
 _RETURNS = 2
 """A limit that came back so often after another was announced is one of several."""
 _LOW, _HIGH = 0.75, 1.33
@@ -76,13 +81,13 @@ class Announcements:
         """The limit a second that allows less, and whether it is the one on tokens; `in_tokens` is which of them binds so far."""
         requests, tokens = self.requests, self.tokens
         if tokens is None or (requests is not None and not tokens_each):
-            return (inf if requests is None else requests.per_minute) / _MINUTE_S, False
+            return (inf if requests is None else requests.per_minute) / MINUTE_S, False
         if requests is None:
-            return tokens.per_minute / _MINUTE_S, True
+            return tokens.per_minute / MINUTE_S, True
         share = tokens.per_minute / tokens_each / requests.per_minute
         if share < (1.0 / _BINDING if in_tokens else _BINDING):
-            return tokens.per_minute / _MINUTE_S, True
-        return requests.per_minute / _MINUTE_S, False
+            return tokens.per_minute / MINUTE_S, True
+        return requests.per_minute / MINUTE_S, False
 
 
 def _is_other(before: Told | None, told: Told | None) -> bool:
@@ -133,10 +138,10 @@ class _Limit:
             self._agreeing < _AGREEING
             or self._returns >= _RETURNS
             or self._window_s is None
-            or self._window_s > _MINUTE_S
+            or self._window_s > MINUTE_S
         ):
             return None
-        return Told(said.limit * _MINUTE_S / self._window_s, said.remaining or 0.0)
+        return Told(said.limit * MINUTE_S / self._window_s, said.remaining or 0.0)
 
     def _window_of(self, said: AnnouncedLimit) -> float | None:
         """The window that this one answer speaks for; None if it speaks for none."""
@@ -152,16 +157,16 @@ class _Limit:
         for window_s in _WINDOWS_S:
             if _LOW <= comes_to / window_s <= _HIGH:
                 return window_s
-        seconds_worth = max(1.0, limit / _MINUTE_S)
+        seconds_worth = max(1.0, limit / MINUTE_S)
         if left < seconds_worth >= self._most_left:
             comes_to = reset_s * limit / (seconds_worth - left)
-            if _LOW <= comes_to / _MINUTE_S <= _HIGH:
-                return _MINUTE_S
+            if _LOW <= comes_to / MINUTE_S <= _HIGH:
+                return MINUTE_S
         return self._fixed_window(reset_s) if said.rounded else None
 
     def _fixed_window(self, reset_s: float) -> float | None:
         """A minute, where resets in whole seconds follow from nothing and never pass it."""
         self._longest_s = max(self._longest_s, reset_s)
         self._within += 1
-        told = self._within >= _AGREEING and _SHORT_WINDOWS_S < self._longest_s <= _MINUTE_S
-        return _MINUTE_S if told else None
+        told = self._within >= _AGREEING and _SHORT_WINDOWS_S < self._longest_s <= MINUTE_S
+        return MINUTE_S if told else None

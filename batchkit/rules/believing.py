@@ -11,13 +11,12 @@ from __future__ import annotations
 from math import inf
 
 from batchkit.records import Announced
-from batchkit.rules.announcing import Announcements
+from batchkit.rules.announcing import MINUTE_S, Announcements
 from batchkit.rules.budget import Reservation
 from batchkit.rules.weighing import Unit
 
 __all__ = ["Belief"]
 
-_MINUTE_S = 60.0
 _TOGETHER_S = 0.25
 """Seconds between the starts of two attempts that are answered in any order: news that is older than the last by more is none. With less
 one of many keys is heard alone; with more what a slow answer tells overrules what was said since."""
@@ -64,8 +63,8 @@ class Belief:
         """Whether more was taken than the announced limit allows, or what is announced does not suffice for one request."""
         limit, in_tokens = self.limit(unit)
         cost = max(1.0, unit.tokens_each) if in_tokens else 1.0
-        allowed = _MINUTE_S * limit + limit * seconds
-        return cost > _MINUTE_S * limit or taken * cost > _REFUTING * allowed
+        allowed = MINUTE_S * limit + limit * seconds
+        return cost > MINUTE_S * limit or taken * cost > _REFUTING * allowed
 
     def limit(self, unit: Unit) -> tuple[float, bool]:
         """The limit a second in force, or to be, and whether it is one on tokens."""

@@ -33,10 +33,6 @@ from batchkit.rules.weighing import Unit
 
 __all__ = ["Pacer", "Reservation"]
 
-_SHUT = 0.9
-"""The share of the last seconds' starts from which on, if it is refused, a server takes nothing, and is left alone for as long as it
-asks. Lower, one that is merely full would be left alone as well, and a pause of everyone is what a job loses most by."""
-
 
 class Pacer:
     """The pace of one model at one endpoint.
@@ -316,8 +312,7 @@ class Pacer:
         self._paused_until = max(self._paused_until, now + self._rate.pause_s)
 
     def _pause_if_shut(self, now: float, hint: float | None) -> None:
-        _, started, refused = self._recent(now)
-        if started and refused >= _SHUT * started and hint is not None:
+        if hint is not None and self._lately.is_shut(now, self._started, self._refused):
             self._asked_until = max(self._asked_until, now + hint)
             self._paused_until = max(self._paused_until, self._asked_until)
 

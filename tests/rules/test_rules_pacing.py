@@ -221,6 +221,56 @@ def test_when_nothing_is_known_a_few_may_start_and_more_with_each_answer_and_eac
     assert [pacer.reserve(10.3) for _ in range(33)] == [0.0] * 32 + [pytest.approx(0.2)]
 
 
+def test_it_is_open_while_whoever_comes_may_start_and_no_limit_is_known():
+    pacer = Pacer()
+    started(pacer, 1)
+    assert pacer.is_open
+    for limited in (Pacer(rpm=60), Pacer(tpm=60_000)):
+        assert not limited.is_open
+
+
+def test_it_is_not_open_while_what_was_started_is_not_proven_to_be_taken():
+    pacer = Pacer()
+    for _ in range(4):
+        assert pacer.is_open
+        assert pacer.reserve(10.0) == 0.0
+    assert not pacer.is_open
+    pacer.accepted(10.1, Reservation(10.0))
+    assert pacer.is_open
+
+
+def test_it_is_not_open_once_a_rate_is_found():
+    pacer = Pacer()
+    refuse(pacer, 4, 10.0)
+    assert pacer.found
+    assert not pacer.is_open
+
+
+def test_it_is_not_open_once_a_bound_on_those_in_flight_is_found():
+    """Ten at once, of which those beyond are refused at any rate."""
+    pacer, now, under_way = Pacer(), 10.0, []
+    while pacer.most_in_flight is None and now < 300.0:
+        now += 0.05
+        while under_way and under_way[0].at < now - 2.0:
+            pacer.accepted(now, under_way.pop(0))
+        if pacer.reserve(now) == 0.0:
+            reserved = pacer.reserved(now)
+            if len(under_way) < 10:
+                under_way.append(reserved)
+            else:
+                pacer.refused(now, None, reserved)
+    assert (pacer.most_in_flight, pacer.found) == (10, False)
+    assert not pacer.is_open
+
+
+def test_a_limit_that_is_lifted_is_left_behind():
+    """Nothing is refused up to ten times the rate and more: what is told of then is not the limit that was."""
+    pacer = Pacer()
+    run(pacer, Provider(lambda now: 5.0 if now < 30 else 1e9, latency_s=0.5), seconds=90, workers=100)
+    limit, _ = pacer.limit_per_minute
+    assert limit > 10 * 60 * 5.0
+
+
 def test_a_single_refusal_among_a_hundred_holds_nobody_up():
     pacer = Pacer()
     started(pacer, 100)

@@ -196,3 +196,12 @@ def test_what_is_announced_below_what_was_taken_is_not_believed():
     told(pacer, Announced(requests=minute(10)))
     assert pacer.wait(1.0) == 0.0
     assert not pacer.limited
+
+
+def test_it_is_not_open_once_what_was_left_is_used():
+    pacer = Pacer()
+    told(pacer, Announced(minute(600, 10)))
+    for _ in range(9):
+        assert pacer.is_open
+        reservation(pacer, 2.0)
+    assert not pacer.is_open

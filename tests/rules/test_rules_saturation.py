@@ -71,6 +71,7 @@ def done(answers: list[tuple[float, int]], since: float, until: float) -> int:
 def test_a_server_that_works_on_200_at_once_has_not_many_more_in_the_end_and_does_as_much(seed):
     pacer, answers = work(Server(lambda _: 200, random=Random(seed)), 600.0)
     assert pacer.most_in_flight is not None
+    assert not pacer.is_open
     assert 200 <= pacer.most_in_flight <= 360
     assert len(answers) >= 0.97 * 200 / 4.0 / 1.133 * 600.0
     late = [in_flight for at, in_flight in answers if at > 400.0]

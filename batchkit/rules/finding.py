@@ -34,6 +34,8 @@ _LOWEST_PER_S = 0.02
 _PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
 """Seconds that everyone waits when a limit is met, and twice as many after each round in which most was refused, up to the second. With
 none, those that are on their way are refused as well; long ones are what a job loses most by."""
+_ROUNDS = 5
+"""Rounds after which the pause is the longest: two to the power of days of them is no number any more."""
 _DEBT = 2.0
 """And by how much beyond the limit the rate was, times this, in seconds: where refusals count against the limit they leave a debt."""
 
@@ -108,7 +110,7 @@ class FoundRate:
     @property
     def pause_s(self) -> float:
         """How long everyone is to wait after a round of refusals."""
-        return min(_LONGEST_PAUSE_S, _PAUSE_S * 2.0**self.dry)
+        return min(_LONGEST_PAUSE_S, _PAUSE_S * 2.0 ** min(_ROUNDS, self.dry))
 
     def announce(self, now: float, limit: float, spent: float) -> None:
         """Put an announced limit in force, as one that was found just now."""

@@ -330,6 +330,13 @@ def test_a_pace_that_nobody_waited_for_at_first_is_outgrown_later_whenever_the_c
     assert pacer.per_s > 100 * low
 
 
+def test_a_server_that_refuses_everything_for_a_day_is_asked_on():
+    pacer = Pacer()
+    for minute in range(1440):
+        assert pacer.reserve(60.0 * minute) == 0.0
+        pacer.refused(60.0 * minute + 0.1, None, pacer.reserved(60.0 * minute))
+
+
 def test_a_wait_begun_at_a_low_rate_is_shortened_when_the_rate_grows():
     pacer = Pacer()
     for second in range(40):

@@ -16,12 +16,17 @@ from batchkit.records import record
 __all__ = ["Budget", "Ceilings", "Reservation"]
 
 _BURST_S = 0.05
+"""Seconds that starts may come early: a nap ends late, and without it a limit would never quite be used up."""
 _REFUNDED_S = 2.0
+"""Seconds' worth of the pace, at most, that is given back where less was taken than reserved: more would be a burst."""
 _MINUTE_S = 60
+"""The window, in whole seconds, over which a limit is kept."""
 _SLOTS_PER_S = 10
+"""Parts of a second that are summed up by themselves: with fewer, what a minute frees comes in jerks; each costs memory."""
 _SLOTS = _MINUTE_S * _SLOTS_PER_S + 1
 """One more than a minute has: the oldest counts until the last moment of it is sixty seconds ago."""
 _ROUNDING = 1e-9
+"""The share of a ceiling that sums of floats may be off by."""
 _DEVIATIONS = 4.0
 """By how many standard deviations what is on its way may cost more than was reserved for it."""
 _IN_HAND = 0.01
@@ -29,6 +34,7 @@ _IN_HAND = 0.01
 _GUESSED = 5
 """As many answers' worth is the guess that forecasts are right on average, and off by the half."""
 _GUESSED_VARIANCE = 0.25
+"""The square of that half."""
 _REMEMBERED = 100
 """Over how many settled reservations the error of forecasts is averaged."""
 

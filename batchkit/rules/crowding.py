@@ -18,13 +18,17 @@ _ANSWERS, _ROUNDS = 40, 2
 """So many answers must have come to attempts that began near the number at which others were refused, and so many for each in
 flight: at an even rate the number stays about where it is for as long as one answer takes."""
 _FORGOTTEN_S = 300.0
+"""Seconds without a refusal after which the earlier ones tell nothing of the present: servers are made larger and smaller."""
 _NEAR = 0.96
+"""The share of the number at which others were refused from which on an answer counts: far below it, any server takes all."""
 _BEYOND = 1.03
 """Answers and refusals travel for a while, so what is counted here is a little more than what the server counts."""
 _CROSSED = 0.05
 """Above this share of answers to attempts that began beyond it, a number is no bound."""
 _EXPLAINED = 0.97
+"""The share of a bound from which on a refusal is explained by it; one below tells of something else."""
 _SHARE = 0.02
+"""The share of the bound by which it is raised when x, as in `rules.keeping`, is 1: with more, a bound that holds is run into harder."""
 
 
 class Crowd:

@@ -37,7 +37,9 @@ _REMEMBERED = 2000
 _OUTNUMBERED = 4
 """So many peers were answered for each that is overdue."""
 _DOUBTS = 10
+"""Attempts given up that may be wrong before any turned out to be right: so many are paid twice in vain at most."""
 _ANY_SIZE = 64
+"""The power of two of an answer that may be of any length: longer than all there are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,23 +14,30 @@ __all__ = ["Saturation"]
 _PER_ANSWER = 50.0
 """What an answer takes beside its tokens, in tokens."""
 _LONGER = 1.5
+"""Work that takes so many times as long as with few in flight is suspected to wait. Less is what latencies vary by."""
 _FEW = 64
+"""Answers with few in flight that are enough to compare with."""
 _NEAR = 0.1
 """What began with about as many as there are now tells of now; late ones from when there were fewer are the slowest of those."""
 _UNBIASED = 4.0
 _APART = 2
 """Few in flight are a quarter of many: two powers of two."""
 _RECENT = 300.0
+"""Answers over which is averaged what they take lately, and that are enough to suspect anything."""
 _COUNTED = 800
 """So many answers make a rate that is known to a few percent."""
 _SETTLED = 1.5
 """After so many times what an attempt takes, those that began before a step are through."""
 _STEP = 0.75
+"""The share of those in flight that a step down leaves: a smaller step is not told from chance, a larger one costs more in vain."""
 _SAME, _MORE = 0.9, 1.1
+"""The work a second, as a share of what it was, from which on a step down did no harm, and a step up did some good."""
 _FEWEST = 8
 """So few in flight are worth no trial."""
 _AGAIN_S, _LONGEST_S = 60.0, 600.0
+"""Seconds until the next trial at least, and at most where a bound is known."""
 _RARELY = 10.0
+"""A trial in vain is followed by so many times as long without one, and twice as long each time."""
 
 
 class _Level:

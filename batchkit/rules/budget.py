@@ -53,7 +53,7 @@ class Reservation:
 
 
 class Budget:
-    """A pace of `per_s` and no more than `ceiling` in any minute; without a ceiling, only a pace once it is `change`d to one."""
+    """No more than `ceiling` in any minute, at an even pace of `per_s`; None is no limit."""
 
     __slots__ = ("_arrival", "_ceiling", "_error", "_pending", "_refunded_s", "_spent", "_squares", "per_s")
 
@@ -66,19 +66,11 @@ class Budget:
         self._spent, self._pending, self._squares = _LastMinute(), _LastMinute(), _LastMinute()
         self._error = None if exact else _Error()
 
-    def change(self, now: float, per_s: float) -> None:
-        """From now on `per_s`. What is owed stays the same, and is paid off at the new rate."""
-        if self.per_s is not None and self._arrival > now:
-            self._arrival = now + (self._arrival - now) * self.per_s / per_s
-        self.per_s = per_s
-
     def wait(self, now: float, cost: float) -> float:
         """Seconds until `cost` may be spent, as far as is known now; 0.0 is at once."""
-        if self.per_s is None:
+        if self._ceiling is None:
             return 0.0
         wait = max(0.0, self._arrival - now - _BURST_S)
-        if self._ceiling is None:
-            return wait
         spent = self._spent.total(now)
         if spent <= _ROUNDING * self._ceiling:
             # The first of a minute, which may be larger than a minute's worth.
@@ -91,10 +83,9 @@ class Budget:
 
     def spend(self, now: float, cost: float) -> None:
         """A start that costs just `cost`."""
-        if self.per_s is not None:
+        if self._ceiling is not None:
             self._pay(now, cost)
-            if self._ceiling is not None:
-                self._spent.add(now, now, cost)
+            self._spent.add(now, now, cost)
 
     def reserve(self, now: float, cost: float) -> None:
         """A start that is forecast to cost `cost`; `settle` follows."""

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import orjson
@@ -56,14 +57,21 @@ class Audit:
             )
         if process is None or process.returncode:
             # No room for another process, say: then here, where it takes its share of this one's time.
-            return await to_thread.run_sync(self.read, abandon_on_cancel=True)
+            left = Event()
+            try:
+                return await to_thread.run_sync(self.read, left, abandon_on_cancel=True)
+            finally:
+                left.set()
         found = orjson.loads(process.stdout)
         if found["damage"] is not None:
             raise JobDamaged(found["damage"])
         return None if found["tally"] is None else tally_of(found["tally"])
 
-    def read(self) -> Tally | None:
-        """The totals of the lines, or None if they were not asked for. Raises JobDamaged at a broken line."""
+    def read(self, left: Event | None = None) -> Tally | None:
+        """The totals of the lines, or None if they were not asked for. Raises JobDamaged at a broken line.
+
+        Once `left` is set nobody waits for it any more, and adding up ends: Python does not exit before its threads have.
+        """
         paths = JobPaths(self.output)
         ends = ((paths.results, self.results_bytes), (paths.errors, self.errors_bytes))
         if not self.add_up:
@@ -73,6 +81,8 @@ class Audit:
         tally = Tally()
         for path, end in ends:
             for line in read_output(path, 0, end):
+                if left is not None and left.is_set():
+                    return None
                 if line.run is not None:
                     tally.begin_run(line.run)
                 tally.add(line.outcome)

@@ -6,8 +6,11 @@ import signal
 import subprocess
 from array import array
 from random import Random
+from threading import Event
 from zlib import crc32
 
+import anyio
+import anyio.to_thread
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -234,6 +237,30 @@ async def test_where_no_process_can_be_started_an_audit_is_made_here(output, mon
     audit = Audit(output, output.stat().st_size, JobPaths(output).errors.stat().st_size, add_up=True)
     monkeypatch.setattr(subprocess, "Popen", refuse)
     assert await audit.run() == audit.read()
+
+
+async def test_an_audit_that_is_made_here_ends_when_nobody_waits_for_it_any_more(output, monkeypatch):
+    """A process that was told to leave would stay for as long as its threads."""
+    began, ended = Event(), Event()
+
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    def read_for_ever(*_):
+        try:
+            while True:
+                began.set()
+                yield line(0)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr("batchkit.audit.read_output", read_for_ever)
+    async with anyio.create_task_group() as group:
+        group.start_soon(Audit(output, 1, 1, add_up=True).run)
+        await anyio.to_thread.run_sync(began.wait)
+        group.cancel_scope.cancel()
+    assert ended.wait(10)
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 3000, 1 << 20])

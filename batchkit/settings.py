@@ -93,7 +93,7 @@ class Settings:
     tpm: float | None = None
     """Most tokens a minute, prompts and completions; None leaves them unlimited until the server refuses."""
     timeout: float = DEFAULT_TIMEOUT_S
-    """Seconds for one attempt, from sending to the last byte."""
+    """Seconds for one attempt, from connecting to the last byte."""
     fixed_timeout: bool = False
     """Each attempt has the whole `timeout`; without it, one is given up and repeated that takes far longer than its peers."""
     max_attempts: int = DEFAULT_MAX_ATTEMPTS

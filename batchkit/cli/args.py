@@ -87,7 +87,7 @@ _GROUPS: dict[str, tuple[_Flag, ...]] = {
             _number,
         ),
         _Flag("tpm", "N", "most tokens a minute", _number),
-        _Flag("timeout", "S", "seconds for one attempt, from sending to the last byte", _number),
+        _Flag("timeout", "S", "seconds for one attempt, from connecting to the last byte", _number),
         _Flag(
             "fixed_timeout", "", "each attempt has the whole --timeout, however soon its peers were answered"
         ),

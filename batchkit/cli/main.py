@@ -40,7 +40,7 @@ that PORTKEY_API_KEY_FILE, PORTKEY_VIRTUAL_KEY_FILE or OPENAI_API_KEY_FILE names
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; `argv` without the program's name, by default what was typed. Returns the exit code."""
-    # The memory goes with the process: to look through all of it for garbage first would take a fifth of a short run.
+    # The memory goes with the process: to look through all of it for garbage first would take a tenth of a short run.
     atexit.register(gc.freeze)
     _open_standard_streams()
     with keys_hidden(os.environ):

@@ -16,7 +16,7 @@ _GRAIN = 0.01
 
 
 class Deadlines:
-    """Those of one endpoint, whose attempts take at most `timeout` seconds; a deadline is told in the loop's time."""
+    """Those of one endpoint, whose attempts take at most `timeout` seconds and a hundredth; a deadline is told in the loop's time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
         self._loop = loop
@@ -33,7 +33,8 @@ class Deadlines:
         """Have `end` called when it is due, unless it is stopped before."""
         self._running[end] = due
         if due < self._due:
-            self._set_timer(due)
+            # One that is past already is no sign of a loop that stood still.
+            self._set_timer(max(due, self._loop.time()))
 
     def stop(self, end: Callable[[], None]) -> None:
         """There is nothing to `end` any more."""

@@ -96,7 +96,7 @@ class Http1Endpoint:
     def _judged(self, connection: Connection) -> Answer:
         end, reader = connection.end, connection.reader
         if end is End.OVERDUE:
-            return self._judge.overdue(sent=True)
+            return self._judge.overdue(sent=connection.sent)
         if end is End.MALFORMED:
             return self._judge.malformed()
         if reader is None or reader.head is None:

@@ -161,7 +161,7 @@ class Judge:
         )
 
     def overdue(self, *, sent: bool, by: str = "") -> Failure:
-        """The deadline came first; `sent` tells whether there was a connection by then, `by` which way it was sought."""
+        """The deadline came first; `sent` tells whether the request may have been read by then, `by` which way a connection was sought."""
         if sent:
             message = f"{self._host} gave no whole answer within {self._timeout:g} s"
         else:

@@ -83,9 +83,6 @@ class _Lane:
         """Whether those who wait do so for a limit of their own model."""
         self.nap: anyio.CancelScope | None = None
 
-    def expect(self, request: Request, prompt_tokens: int | None) -> float:
-        return self.forecast.tokens(request, prompt_tokens) if self.pacer.counts_tokens else 0.0
-
 
 class Gate:
     """Lets attempts start at the pace of their model. Each model has a pacer as `pacer` is, under the same ceilings.
@@ -106,6 +103,7 @@ class Gate:
         self._stop = stop
         self._places = concurrency
         self._count_prompt = count_prompt
+        self._counted: tuple[Request, int | None] | None = None
         self._lanes: dict[str | None, _Lane] = {}
         self._first = _Lane(pacer)
         self._ceilings = pacer.ceilings
@@ -175,13 +173,22 @@ class Gate:
             or ((self.waiting if self._ceilings.given else lane.waiting) and not pacer.is_open)
         ):
             return None
-        now, tokens = self._clock.now(), 0.0
-        if pacer.counts_tokens:
-            tokens = lane.expect(request, self._count_prompt(request) if pacer.limits_tokens else None)
+        now, tokens = self._clock.now(), self._expect(request, lane) if pacer.counts_tokens else 0.0
         if pacer.reserve(now, tokens) > 0.0:
             return None
         self._places -= 1
         return pacer.reserved(now, tokens)
+
+    def _expect(self, request: Request, lane: _Lane) -> float:
+        """What an attempt on `request` will take, as far as can be told and anybody wants to know."""
+        if not lane.pacer.counts_tokens:
+            return 0.0
+        if not lane.pacer.limits_tokens:
+            return lane.forecast.tokens(request)
+        if self._counted is None or self._counted[0] is not request:
+            # Whoever stands at the front asks again and again.
+            self._counted = request, self._count_prompt(request)
+        return lane.forecast.tokens(request, self._counted[1])
 
     def _waits(self, lane: _Lane, attempts: int, size: int) -> None:
         self.waiting += attempts
@@ -198,11 +205,8 @@ class Gate:
     async def _pass(self, request: Request, lane: _Lane) -> Reservation | None:
         """Wait for the pace of the model, then among those at the front of each for what all share."""
         pacer = lane.pacer
-        prompt_tokens, counted = None, False
         while True:
-            if pacer.limits_tokens and not counted:
-                prompt_tokens, counted = self._count_prompt(request), True
-            while (wait := pacer.wait(now := self._clock.now(), lane.expect(request, prompt_tokens))) > 0.0:
+            while (wait := pacer.wait(now := self._clock.now(), self._expect(request, lane))) > 0.0:
                 self._hold(lane, held=pacer.limited or pacer.paused_for(now) > 0.0)
                 if not await self._nap(lane, wait):
                     return None
@@ -222,7 +226,7 @@ class Gate:
                         continue
                     now = self._clock.now()
                     # Forecast again: while it waited, answers may have told what to expect.
-                    tokens = lane.expect(request, prompt_tokens)
+                    tokens = self._expect(request, lane)
                     wait = pacer.reserve(now, tokens)
                     if wait == 0.0:
                         self._places -= 1

@@ -83,8 +83,9 @@ class Pipeline:
         self._room = room
         self._held = held
         self._lines: deque[Item] = deque()
-        self._reading: anyio.Event | None = None
-        """What those wait for who want a line while another reads on."""
+        self._reading = False
+        self._waiting: deque[anyio.Event] = deque()
+        """Workers that want a line while another reads on."""
         self._ended = False
         self._taken: dict[int, int] = {}
         self._last: tuple[int, int] | None = None
@@ -102,7 +103,7 @@ class Pipeline:
     @property
     def starved(self) -> bool:
         """Whether workers are waiting for the input."""
-        return self._reading is not None
+        return self._reading
 
     def position(self) -> tuple[int, int] | None:
         """Index and offset of a line before which all are done; None before the first line."""
@@ -194,17 +195,25 @@ class Pipeline:
     async def _more(self) -> bool:
         """Wait for more lines. False at the end of the input or of the run."""
         if self._stop.cause is not None or (self._ended and not self._lines):
+            self._wake(len(self._waiting))
             return False
-        if self._reading is not None:
-            await self._reading.wait()
+        if self._reading:
+            turn = anyio.Event()
+            self._waiting.append(turn)
+            await turn.wait()
         elif not self._lines:
-            self._reading = read = anyio.Event()
+            self._reading = True
             try:
                 await self._read()
             finally:
-                self._reading = None
-                read.set()
+                self._reading = False
+                # One for each line; this one takes the first itself, so that the last finds none, and reads on.
+                self._wake(max(1, len(self._lines)))
         return True
+
+    def _wake(self, most: int) -> None:
+        for _ in range(min(most, len(self._waiting))):
+            self._waiting.popleft().set()
 
     async def _read(self) -> None:
         # A reader may wait for ever (a pipe), so a stop does not wait for it.

@@ -32,7 +32,7 @@ class Unit:
     @property
     def cost(self) -> float:
         """Of the usual request."""
-        return self.tokens_each if self.in_tokens else 1.0
+        return max(1.0, self.tokens_each) if self.in_tokens else 1.0
 
     def requests(self, per_s: float) -> float:
         """What comes to `per_s`, in requests."""

@@ -82,6 +82,17 @@ def test_who_took_long_to_connect_ends_before_those_who_began_later(loop, ended,
     assert ended == [(0, 10.0), (1, 15.0)]
 
 
+def test_who_begins_when_the_time_is_up_ends_at_once_and_holds_up_no_other(loop, ended, deadlines):
+    due = deadlines.next()
+    deadlines.start(ended(0), 14.0)
+    for second in range(12, 30):
+        loop.run(float(second))
+        deadlines.start(ended(second), due)
+    loop.run(100.0)
+    assert ended == [*((second, float(second)) for second in (12, 13)), (0, 14.0),
+                     *((second, float(second)) for second in range(14, 30))]  # fmt: skip
+
+
 def test_thousands_that_come_due_one_after_the_other_are_looked_through_a_hundred_times(
     loop, ended, deadlines
 ):

@@ -229,3 +229,62 @@ async def test_an_empty_input_is_no_work():
     await scene.pipeline.run()
     assert scene.written == []
     assert scene.pipeline.position() is None
+
+
+class Counted(Pipeline):
+    takes = 0
+
+    def _take(self):
+        self.takes += 1
+        return super()._take()
+
+
+async def trickled(scene: Scene, lines: int, concurrency: int, limit: int | None = None) -> Counted:
+    """A run whose lines come one by one, long after all its workers wait for them."""
+
+    async def one_by_one() -> AsyncIterator[list[Line]]:
+        for index in range(lines):
+            if index >= concurrency:
+                await scene.clock.sleep(10.0)
+            yield [Line(index, index, b"{}")]
+
+    pipeline = Counted(
+        one_by_one(),
+        parse=lambda line: Request(line.index, f"r{line.index}", b"{}"),
+        is_done=lambda _: False,
+        deliver=scene.deliver,
+        proven=lambda: True,
+        write=scene.written.append,
+        concurrency=concurrency,
+        job_id="job",
+        stop=scene.stop,
+        clock=scene.clock,
+        limit=limit,
+    )
+    with anyio.fail_after(10):
+        await pipeline.run()
+    return pipeline
+
+
+async def test_a_line_that_trickles_in_wakes_two_of_those_that_wait():
+    """One that takes it, and one that reads on."""
+    scene = Scene()
+    pipeline = await trickled(scene, lines=400, concurrency=100)
+    assert sorted(scene.indexes) == list(range(400))
+    assert scene.most_in_flight > 90
+    assert pipeline.takes <= 4 * 400
+
+
+async def test_all_that_wait_for_lines_leave_when_there_are_no_more_to_come():
+    scene = Scene()
+    await trickled(scene, lines=400, concurrency=50, limit=120)
+    assert sorted(scene.indexes) == list(range(120))
+
+
+async def test_all_that_wait_for_lines_leave_when_the_run_stops():
+    scene = Scene()
+    scene.on_send = lambda request: (
+        scene.stop.request(Interrupted(2, "enough")) if request.index == 120 else None
+    )
+    await trickled(scene, lines=400, concurrency=50)
+    assert max(scene.indexes) <= 121

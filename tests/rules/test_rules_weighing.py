@@ -42,3 +42,9 @@ def test_there_and_back_is_as_before():
     assert unit.requests(factor) == pytest.approx(1.0)
     assert factor * unit.change() == pytest.approx(1.0)
     assert unit.requests(7.0) == 7.0
+
+
+def test_a_start_costs_something_where_the_server_says_that_nothing_takes_any_tokens():
+    unit = Unit()
+    unit.change()
+    assert unit.cost == 1.0

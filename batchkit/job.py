@@ -37,7 +37,7 @@ from batchkit.errors import (
     TooManyFailures,
     UsageError,
 )
-from batchkit.events import Notice, Observer, RunFinished, RunStarted, RunStopping
+from batchkit.events import Event, Notice, Observer, RequestFinished, RunFinished, RunStarted, RunStopping
 from batchkit.formats import report as report_format, summary as summary_format
 from batchkit.formats.checkpoint import Checkpoint, encode_checkpoint
 from batchkit.formats.headers import EndpointAddress
@@ -334,15 +334,17 @@ class JobRun:
             done=state.done,
             clock=clock,
             stop=stop,
-            emit=monitor.emit,
+            emit=monitor.emit if settings.max_failures is None else self._tell_of_failures,
+            told_with=LimitNews(gate, clock).told_with,
         )
+        endpoint.sending = writer.flush
         pipeline = self._pipeline = Pipeline(
             self._source.batches(state.index, state.offset),
             parse=self._parse,
             is_done=state.is_unchanged,
             deliver=delivery.deliver,
             proven=lambda: delivery.proven,
-            write=self._written_by(writer, LimitNews(gate, clock)),
+            write=writer.write,
             concurrency=concurrency,
             job_id=self._job_id,
             stop=stop,
@@ -375,35 +377,36 @@ class JobRun:
             monitor.emit(Notice(notice))
         broke: BatchkitError | None = None
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(writer.keep_safe)
-                group.start_soon(monitor.watch)
-                group.start_soon(delivery.under_way.run)
-                group.start_soon(self._read_prices)
-                group.start_soon(self._count)
-                group.start_soon(self._audit)
-                with stop.abandoned:
-                    await pipeline.run()
-                    # What is pending belongs into the summary; someone who stops the run does not wait long for it.
-                    with anyio.move_on_after(_PATIENCE_S if stop.cause is not None else None):
-                        await self._counted.wait()
-                    await self._audited.wait()
-                await writer.settle()
-                group.cancel_scope.cancel()
+            try:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(writer.run)
+                    group.start_soon(writer.keep_safe)
+                    group.start_soon(monitor.watch)
+                    group.start_soon(delivery.under_way.run)
+                    group.start_soon(self._read_prices)
+                    group.start_soon(self._count)
+                    group.start_soon(self._audit)
+                    with stop.abandoned:
+                        await pipeline.run()
+                        # What is pending belongs into the summary; someone who stops the run does not wait long for it.
+                        with anyio.move_on_after(_PATIENCE_S if stop.cause is not None else None):
+                            await self._counted.wait()
+                        await self._audited.wait()
+                    await writer.settle()
+                    group.cancel_scope.cancel()
+            finally:
+                # Whatever ended it, what was answered is paid for.
+                writer.flush()
             await clock.in_thread(self._store.sync)
         except* BatchkitError as errors:
             broke = _first(errors)
         return self._close(stop.cause if broke is None else broke, writer_failed=broke is not None)
 
-    def _written_by(self, writer: Writer, limits: LimitNews) -> Callable[[Outcome], None]:
-        counts_failures = self._settings.max_failures is not None
-
-        def write(outcome: Outcome) -> None:
-            writer.write(limits.told_with(outcome))
-            if counts_failures and not outcome.succeeded:
-                self._stop_at_most_failures()
-
-        return write
+    def _tell_of_failures(self, event: Event) -> None:
+        """Tell the observers, and see whether that was a failure too many."""
+        self._monitor.emit(event)
+        if isinstance(event, RequestFinished) and not event.outcome.succeeded:
+            self._stop_at_most_failures()
 
     def _stop_at_most_failures(self) -> None:
         settings = self._settings
@@ -418,12 +421,14 @@ class JobRun:
                 )
             )
 
-    def _append(self, outcome: Outcome) -> None:
-        header = None
-        if outcome.succeeded not in self._headed:
-            self._headed.add(outcome.succeeded)
-            header = self._header
-        self._store.append(OutputLine(outcome, self._job_id, header))
+    def _append(self, outcomes: Sequence[Outcome]) -> None:
+        lines = [OutputLine(outcome, self._job_id) for outcome in outcomes]
+        succeeded = outcomes[0].succeeded
+        if succeeded in self._headed:
+            self._store.append(*lines)
+        else:
+            self._store.append(replace(lines[0], run=self._header), *lines[1:])
+            self._headed.add(succeeded)
 
     def _parse(self, line: Line) -> Request | BadLine:
         return parse_line(line, self._header.defaults, self._address)

@@ -167,10 +167,10 @@ class Store:
             raise _unwritable(target, error) from error
         return target
 
-    def append(self, line: OutputLine) -> None:
-        """Write one line. Raises OutputUnwritable, leaving the file as it was before, where it cannot be written."""
-        log = self._results if line.outcome.succeeded else self._errors
-        log.append(encode(line))
+    def append(self, *lines: OutputLine) -> None:
+        """Write results, or failures. Raises OutputUnwritable, leaving the file as it was before, where they cannot be written."""
+        log = self._results if lines[0].outcome.succeeded else self._errors
+        log.append(b"".join(map(encode, lines)))
 
     def sync(self) -> None:
         """Wait until the disk has all that was appended. Raises OutputUnwritable; then nothing may be appended any more."""

@@ -31,6 +31,8 @@ class Endpoint(Protocol):
 
     connected: Callable[[], None]
     """Called when a connection has come about, long before anything is answered over it."""
+    sending: Callable[[], None]
+    """Called before requests are sent, once for all that leave together. It raises nothing."""
 
     async def attempt(self, request: Request, trace: Trace) -> Answer:
         """One HTTP call for `request`. The answer is `Failure` for all that the network or the server does wrong."""

@@ -40,11 +40,12 @@ class Http1Endpoint:
         self._judge = Judge(address, url.host or "", timeout)
         self._entered = False
         self.connected: Callable[[], None] = lambda: None
+        self.sending: Callable[[], None] = lambda: None
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(loop, self._timeout)
-        self._pool = Pool(loop)
+        self._pool = Pool(loop, lambda: self.sending())
         self._connector = Connector(loop, self._url, self._pool, self._judge)
         self._connecting = asyncio.Semaphore(_CONNECTING_AT_ONCE)
         self._entered = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from batchkit.endpoint import bounds
 from batchkit.endpoint.connection import Connection
@@ -12,10 +13,14 @@ __all__ = ["Pool"]
 
 
 class Pool:
-    """The connections of an endpoint: all that are open, so that none is left behind, and those of them that are idle."""
+    """The connections of an endpoint: all that are open, so that none is left behind, and those of them that are idle.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    `sending` is called before what leaves in one turn of the event loop does.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sending: Callable[[], None] = lambda: None) -> None:
         self._loop = loop
+        self._sending = sending
         self.readers: list[AnswerReader] = []
         self._open: set[Connection] = set()
         self._none_left: asyncio.Future[None] | None = None
@@ -54,6 +59,7 @@ class Pool:
 
     def _send(self) -> None:
         leaving, self._leaving = self._leaving, []
+        self._sending()
         for connection in leaving:
             connection.send()
 

@@ -51,6 +51,7 @@ class SessionEndpoint:
         self._proxy = address.proxy
         self._session: aiohttp.ClientSession | None = None
         self.connected: Callable[[], None] = lambda: None
+        self.sending: Callable[[], None] = lambda: None
 
     async def __aenter__(self) -> Self:
         self._deadlines = Deadlines(asyncio.get_running_loop(), self._timeout)
@@ -107,6 +108,7 @@ class SessionEndpoint:
             headers = attempt_headers(self._address, request.portkey, trace)
             if self._proxy is not None:
                 headers, proxy_headers = self._headers_by_proxy(self._proxy, headers)
+            self.sending()
             # aiohttp warns of large bytes; a file is written in pieces.
             large = len(request.body) > _LARGE_BODY_BYTES
             response = await session.post(

@@ -1,14 +1,19 @@
-"""The one writer: an outcome becomes a line, then a part of the totals, then news.
+"""The one writer: outcomes become lines, then a part of the totals, then news.
 
-In that order, and in one plain call, so that no total can count what has no line. Syncing and the checkpoint follow in a
-task of their own, since waiting for a disk is no reason to stop reading answers.
+In that order, so that no total can count what has no line. The outcomes of one turn of the event loop are written together, by a
+task that is woken by the first of them, or sooner by who is about to send anything (`flush`): at no moment are there more answers
+without a line, and requests on their way, than may be in flight. Syncing and the checkpoint are a task of their own, since waiting
+for a disk is no reason to stop reading answers.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import groupby, islice
+from operator import attrgetter
+
+import anyio
 
 from batchkit.engine.gate import Clock
 from batchkit.engine.stop import Stop
@@ -25,21 +30,24 @@ SYNC_INTERVAL_S = 0.2
 CHECKPOINT_INTERVAL_S = 5.0
 _ASK_AGAIN_S = 1.0
 """How often a full disk is asked whether there is room by now."""
+_TOGETHER = 64
+"""So many outcomes are written together at most: thousands may end in one turn of the event loop, and their lines are made at once."""
 
 
 class Writer:
-    """`append` puts an outcome's line into the output, `sync` waits for the disk, `is_dirty` tells whether that is due.
+    """`append` puts outcomes of one kind, results or failures, into the output: all of them, or none where it raises.
 
-    `snapshot` is taken on the event loop, between two outcomes, and gives what writes the checkpoint in a thread.
+    `sync` waits for the disk, `is_dirty` tells whether that is due. `snapshot` is taken on the event loop, between two outcomes, and
+    gives what writes the checkpoint in a thread. `told_with` may add to an outcome what else its line is to tell.
 
-    Where a line finds no room, it and all that follow are held in memory until there is some, and nothing new is begun
-    meanwhile: what is held is at most what was in flight.
+    Where lines find no room, they are held in memory until there is some, and nothing new is begun meanwhile: what is held is at most
+    what was in flight. `run` goes on until cancelled while outcomes are written, `keep_safe` beside it.
     """
 
     def __init__(
         self,
         *,
-        append: Callable[[Outcome], None],
+        append: Callable[[Sequence[Outcome]], None],
         sync: Callable[[], None],
         is_dirty: Callable[[], bool],
         snapshot: Callable[[], Callable[[], None]],
@@ -48,6 +56,7 @@ class Writer:
         clock: Clock,
         stop: Stop,
         emit: Callable[[Event], None],
+        told_with: Callable[[Outcome], Outcome] = lambda outcome: outcome,
     ) -> None:
         self._append = append
         self._sync = sync
@@ -58,37 +67,52 @@ class Writer:
         self._clock = clock
         self._stop = stop
         self._emit = emit
-        self._held: deque[Outcome] = deque()
+        self._told_with = told_with
+        self._outcomes: list[Outcome] = []
+        """What has no line yet."""
+        self._come = anyio.Event()
+        self._broke: Exception | None = None
+        self._is_full = False
+        """Whether the last line found no room."""
         self._asked_at = 0.0
 
     def write(self, outcome: Outcome) -> None:
-        """Write the outcome of a request that has none yet, or hold it until there is room. Raises OutputUnwritable."""
-        if self._held:
-            self._held.append(outcome)
-            return
-        try:
-            self._put(outcome)
-        except OutputFull as error:
-            self._held.append(outcome)
-            self._asked_at = self._clock.now()
-            self._emit(
-                Notice(
-                    f"{error.args[0]} Nothing new is begun; answers in flight are held in memory until there is room."
-                )
-            )
+        """Have the outcome of a request that has none yet written: a failure at once, a result before the event loop has turned twice."""
+        outcomes = self._outcomes
+        outcomes.append(outcome)
+        if len(outcomes) == 1:
+            self._come.set()
+        # A failure may be one too many for the run, and lines that cannot be sent fail by the thousand in one turn.
+        if len(outcomes) >= _TOGETHER or not outcome.succeeded:
+            self.flush()
+
+    async def run(self) -> None:
+        """Write what comes until cancelled. Raises OutputUnwritable."""
+        while True:
+            await self._come.wait()
+            self._come = anyio.Event()
+            self.flush()
+            self._raise()
+
+    def flush(self) -> None:
+        """Write now what there is. What goes wrong is raised by `run` and `settle`."""
+        if self._outcomes and not self._is_full and self._broke is None:
+            self._put()
 
     def room(self) -> Awaitable[None] | None:
         """None while lines find room; else what waits until they do, or until the run stops."""
-        return self._until_room() if self._held else None
+        return self._until_room() if self._is_full else None
 
     async def settle(self) -> None:
-        """Have what is held written down. Raises OutputUnwritable if the run stops and there still is no room."""
-        while self._held:
-            self._put_held()
-            if not self._held:
+        """Have everything written. Raises OutputUnwritable, also if the run stops and there still is no room."""
+        while True:
+            if self._outcomes and self._broke is None:
+                self._put()
+            self._raise()
+            if not self._outcomes:
                 return
             if self._stop.cause is not None:
-                indexes = [outcome.index for outcome in self._held]
+                indexes = [outcome.index for outcome in self._outcomes]
                 shown = ", ".join(map(str, indexes[:20])) + (" …" if len(indexes) > 20 else "")
                 raise OutputUnwritable(
                     f"there is no room for the answers to {len(indexes):,} requests, which are lost (index {shown}). All "
@@ -101,41 +125,74 @@ class Writer:
         saved_at = self._clock.now()
         while True:
             await self._clock.sleep(SYNC_INTERVAL_S)
-            if self._held and self._clock.now() - self._asked_at >= _ASK_AGAIN_S:
-                self._put_held()
+            if self._is_full and self._clock.now() - self._asked_at >= _ASK_AGAIN_S:
+                self._put()
+            self.flush()
+            self._raise()
             if not self._is_dirty():
                 continue
             # A checkpoint says before which line of the input all is done. The reader has passed answers that are held, and
             # who went on from there would never ask for them.
-            if not self._held and self._clock.now() - saved_at >= CHECKPOINT_INTERVAL_S:
-                await self.save()
+            if not self._is_full and self._clock.now() - saved_at >= CHECKPOINT_INTERVAL_S:
+                await self._save()
                 saved_at = self._clock.now()
             else:
                 await self._clock.in_thread(self._sync)
 
-    async def save(self) -> None:
-        """Sync the output, then write a checkpoint of what was just synced. Raises OutputUnwritable."""
+    async def _save(self) -> None:
+        """Sync the output, then write a checkpoint of what was just synced."""
         write_checkpoint = self._snapshot()
         await self._clock.in_thread(self._sync)
         with suppress(OutputFull):  # it is a cache
             await self._clock.in_thread(write_checkpoint)
 
-    def _put(self, outcome: Outcome) -> None:
-        if outcome.index in self._done:
-            raise RuntimeError(f"request {outcome.index} was worked on twice")
-        self._append(outcome)
-        self._done.add(outcome.index)
-        self._tally.add(outcome)
-        self._emit(RequestFinished(outcome))
+    def _put(self) -> None:
+        outcomes, self._outcomes = self._outcomes, []
+        written = 0
+        try:
+            outcomes[0] = self._told_with(outcomes[0])
+            for some in _alike(outcomes):
+                self._put_some(some)
+                written += len(some)
+        except OutputFull as error:
+            self._outcomes = outcomes[written:]
+            self._asked_at = self._clock.now()
+            if not self._is_full:
+                self._is_full = True
+                self._emit(
+                    Notice(
+                        f"{error.args[0]} Nothing new is begun; answers in flight are held in memory until there is room."
+                    )
+                )
+        except Exception as error:  # noqa: BLE001 - it is raised where it ends the run, and not in whoever came to flush
+            self._broke = error
+        else:
+            if self._is_full:
+                self._is_full = False
+                self._emit(Notice("there is room again; the run goes on"))
 
-    def _put_held(self) -> None:
-        self._asked_at = self._clock.now()
-        with suppress(OutputFull):
-            while self._held:
-                self._put(self._held[0])
-                self._held.popleft()
-            self._emit(Notice("there is room again; the run goes on"))
+    def _put_some(self, outcomes: Sequence[Outcome]) -> None:
+        done = self._done
+        for outcome in outcomes:
+            if outcome.index in done:
+                raise RuntimeError(f"request {outcome.index} was worked on twice")
+        self._append(outcomes)
+        done.add_all([outcome.index for outcome in outcomes])
+        self._tally.add_all(outcomes)
+        for outcome in outcomes:
+            self._emit(RequestFinished(outcome))
+
+    def _raise(self) -> None:
+        if self._broke is not None:
+            raise self._broke
 
     async def _until_room(self) -> None:
-        while self._held and self._stop.cause is None:
+        while self._is_full and self._stop.cause is None:
             await self._clock.sleep(SYNC_INTERVAL_S)
+
+
+def _alike(outcomes: Sequence[Outcome]) -> Iterator[Sequence[Outcome]]:
+    """Those that stand behind one another and belong into the same file, some at a time."""
+    for _, alike in groupby(outcomes, key=attrgetter("succeeded")):
+        while some := list(islice(alike, _TOGETHER)):
+            yield some

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 import pytest
@@ -11,10 +11,10 @@ from batchkit.engine.stop import Stop
 from batchkit.engine.writer import CHECKPOINT_INTERVAL_S, SYNC_INTERVAL_S, Writer
 from batchkit.errors import Interrupted, OutputFull, OutputUnwritable
 from batchkit.events import Event, Notice, RequestFinished
-from batchkit.records import Outcome
+from batchkit.records import Answer, FailureKind, Outcome
 from batchkit.rules.progress import DoneIndexes
 from batchkit.rules.tally import Tally
-from batchkit.testing import ManualClock, reply
+from batchkit.testing import ManualClock, failure, reply
 
 
 class Disk:
@@ -26,12 +26,12 @@ class Disk:
         self.full = False
         self.broken = False
 
-    def append(self, outcome: Outcome) -> None:
+    def append(self, outcomes: Sequence[Outcome]) -> None:
         if self.full:
             raise OutputFull("no room.")
         if self.broken:
             raise OutputUnwritable("input/output error")
-        self.log.append(f"append {outcome.index}")
+        self.log.append(" ".join(["append", *(str(outcome.index) for outcome in outcomes)]))
         self.dirty = True
 
     def sync(self) -> None:
@@ -63,35 +63,122 @@ class Scene:
             emit=self.events.append,
         )
 
-    def outcome(self, index: int) -> Outcome:
-        return Outcome(index, f"r{index}", reply(), "t", 1, 0.5, self.clock.time())
+    def outcome(self, index: int, *, answer: Answer | None = None) -> Outcome:
+        return Outcome(index, f"r{index}", answer or reply(), "t", 1, 0.5, self.clock.time())
+
+    def write(self, *indexes: int) -> None:
+        for index in indexes:
+            self.writer.write(self.outcome(index))
 
 
 async def test_an_outcome_is_a_line_then_a_part_of_the_totals_then_news():
     scene = Scene()
     outcome = scene.outcome(3)
     scene.writer.write(outcome)
+    scene.writer.flush()
     assert scene.disk.log == ["append 3"]
     assert 3 in scene.done
     assert scene.tally.succeeded == 1
     assert scene.events == [RequestFinished(outcome)]
 
 
+async def test_what_ends_in_one_turn_of_the_loop_is_written_together_in_the_next():
+    scene = Scene()
+    async with anyio.create_task_group() as group:
+        group.start_soon(scene.writer.run)
+        await anyio.lowlevel.checkpoint()
+        for indexes in ((1, 2, 3), (5,), (4, 7)):
+            scene.write(*indexes)
+            await anyio.lowlevel.checkpoint()
+            assert scene.disk.log[-1] == " ".join(["append", *map(str, indexes)])
+        group.cancel_scope.cancel()
+    assert scene.tally.succeeded == 6
+
+
+async def test_what_was_flushed_is_not_written_again_and_what_follows_is():
+    """Whoever is about to send flushes, in the middle of a turn."""
+    scene = Scene()
+    async with anyio.create_task_group() as group:
+        group.start_soon(scene.writer.run)
+        await anyio.lowlevel.checkpoint()
+        scene.write(0, 1)
+        scene.writer.flush()
+        scene.write(2)
+        scene.writer.flush()
+        scene.write(3)
+        await anyio.lowlevel.checkpoint()
+        assert scene.disk.log == ["append 0 1", "append 2", "append 3"]
+        group.cancel_scope.cancel()
+
+
+async def test_a_failure_is_written_at_once_and_of_thousands_a_few_at_a_time():
+    scene = Scene()
+    broke = failure(FailureKind.SERVER_ERROR)
+    for index in range(200):
+        scene.writer.write(scene.outcome(index, answer=broke if index in (70, 71) else None))
+        assert index != 70 or scene.tally.failed == 1
+    scene.writer.flush()
+    written = [entry.removeprefix("append ").split() for entry in scene.disk.log]
+    assert [int(index) for some in written for index in some] == list(range(200))
+    assert ["70"] in written
+    assert max(map(len, written)) == 64
+    assert (scene.tally.succeeded, scene.tally.failed) == (198, 2)
+
+
 async def test_what_cannot_be_written_is_not_counted():
     scene = Scene()
     scene.disk.broken = True
+    scene.write(3)
     with pytest.raises(OutputUnwritable):
-        scene.writer.write(scene.outcome(3))
+        await scene.writer.run()
     assert 3 not in scene.done
     assert scene.tally.succeeded == 0
     assert scene.events == []
+    with pytest.raises(OutputUnwritable):
+        await scene.writer.settle()
+
+
+async def test_an_output_that_broke_under_whoever_flushed_ends_the_run():
+    scene = Scene()
+    scene.disk.broken = True
+    scene.write(3)
+    scene.writer.flush()
+    scene.disk.broken = False
+    scene.write(4)
+    for way in (scene.writer.run, scene.writer.keep_safe, scene.writer.settle):
+        with pytest.raises(OutputUnwritable):
+            await way()
+    assert scene.disk.log == []
+
+
+async def test_results_that_were_written_before_failures_found_no_room_are_not_written_again():
+    scene = Scene()
+    append = scene.disk.append
+
+    def no_room_for_failures(outcomes: Sequence[Outcome]) -> None:
+        scene.disk.full = not outcomes[0].succeeded
+        append(outcomes)
+
+    scene.writer._append = no_room_for_failures
+    scene.write(0, 1)
+    scene.writer.write(scene.outcome(2, answer=failure(FailureKind.SERVER_ERROR)))
+    scene.write(3)
+    scene.writer.flush()
+    assert scene.disk.log == ["append 0 1"]
+    scene.writer._append = append
+    scene.disk.full = False
+    await scene.writer.settle()
+    assert scene.disk.log == ["append 0 1", "append 2", "append 3"]
+    assert (scene.tally.succeeded, scene.tally.failed) == (3, 1)
 
 
 async def test_a_request_that_has_its_line_gets_no_second_one():
     scene = Scene()
-    scene.writer.write(scene.outcome(3))
+    scene.write(3)
+    scene.writer.flush()
+    scene.write(3)
     with pytest.raises(RuntimeError, match="twice"):
-        scene.writer.write(scene.outcome(3))
+        await scene.writer.settle()
     assert scene.disk.log == ["append 3"]
     assert scene.tally.succeeded == 1
 
@@ -103,7 +190,7 @@ async def keep_safe_for(scene: Scene, seconds: float, *, write_every: float | No
         index = 0
         while scene.clock.now() < until:
             if write_every is not None:
-                scene.writer.write(scene.outcome(index))
+                scene.write(index)
                 index += 1
             await scene.clock.sleep(write_every or seconds)
         group.cancel_scope.cancel()
@@ -111,7 +198,7 @@ async def keep_safe_for(scene: Scene, seconds: float, *, write_every: float | No
 
 async def test_a_line_is_synced_within_the_interval_and_once():
     scene = Scene()
-    scene.writer.write(scene.outcome(0))
+    scene.write(0)
     await keep_safe_for(scene, 1.5 * SYNC_INTERVAL_S)
     assert scene.disk.log == ["append 0", "sync"]
 
@@ -136,8 +223,8 @@ async def test_a_checkpoint_is_written_only_after_what_it_counts_was_synced():
 async def test_a_full_disk_holds_lines_and_begins_nothing_until_there_is_room():
     scene = Scene()
     scene.disk.full = True
-    for index in range(3):
-        scene.writer.write(scene.outcome(index))
+    scene.write(0, 1, 2)
+    scene.writer.flush()
     assert scene.disk.log == []
     assert len(scene.done) == 0
     assert scene.tally.succeeded == 0
@@ -151,7 +238,7 @@ async def test_a_full_disk_holds_lines_and_begins_nothing_until_there_is_room():
         scene.disk.full = False
         await waiting
         group.cancel_scope.cancel()
-    assert scene.disk.log[:3] == ["append 0", "append 1", "append 2"]
+    assert scene.disk.log[0] == "append 0 1 2"
     assert scene.tally.succeeded == 3
     assert scene.writer.room() is None
 
@@ -160,7 +247,8 @@ async def test_no_checkpoint_is_written_while_answers_are_held():
     """Its place in the input would be behind theirs."""
     scene = Scene()
     scene.disk.full = True
-    scene.writer.write(scene.outcome(0))
+    scene.write(0)
+    scene.writer.flush()
     scene.disk.dirty = True
     async with anyio.create_task_group() as group:
         group.start_soon(scene.writer.keep_safe)
@@ -177,7 +265,7 @@ async def test_no_checkpoint_is_written_while_answers_are_held():
 async def test_a_job_that_ends_on_a_full_disk_waits_for_room():
     scene = Scene()
     scene.disk.full = True
-    scene.writer.write(scene.outcome(0))
+    scene.write(0)
 
     async def make_room() -> None:
         await scene.clock.sleep(60)
@@ -192,8 +280,7 @@ async def test_a_job_that_ends_on_a_full_disk_waits_for_room():
 async def test_a_stop_on_a_full_disk_says_which_indexes_are_not_on_it():
     scene = Scene()
     scene.disk.full = True
-    scene.writer.write(scene.outcome(7))
-    scene.writer.write(scene.outcome(9))
+    scene.write(7, 9)
     scene.stop.request(Interrupted(15, "enough"))
     with pytest.raises(OutputUnwritable, match="index 7, 9"):
         await scene.writer.settle()

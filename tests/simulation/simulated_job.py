@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
@@ -144,10 +144,12 @@ class BillingEndpoint:
         self._clock = clock
         self._crash_at = crash_at
         self._attempts = 0
+        self.sending: Callable[[], None] = lambda: None
 
     async def attempt(self, request: Request, trace: Trace) -> Answer:
         world, random = self._world, self._world.random
         self._attempts += 1
+        self.sending()
         drawn, latency = random.random(), random.lognormvariate(0, 1)
         answer: Answer | None = None
         for share, kind in (

@@ -1,9 +1,10 @@
 """Reader, bounded workers, one writer: the run of a job, from a line in to a line out.
 
 Workers pull lines from one reader and hand each outcome to the writer by a plain call, so between a line read and a line
-written nothing is queued: what exists at any moment is one piece of the input and one request for each worker. A slow
-endpoint, or a slow disk, is felt by the reader at once. There are as many workers as attempts may be in flight, and one more
-for each whose request is held by a limit of its own model, so that requests to other models are not.
+written nothing is queued: what exists at any moment is two pieces of the input, the second of which is read before the first is
+used up, and one request for each worker. A slow endpoint, or a slow disk, is felt by the reader at once. There are as many workers
+as attempts may be in flight, and one more for each whose request is held by a limit of its own model, so that requests to other
+models are not.
 
 A run begins with one worker. The rest follow when the endpoint has given a first usable answer, or has not said anything
 for two seconds: a refused key costs one request, not one for each worker.
@@ -83,9 +84,11 @@ class Pipeline:
         self._room = room
         self._held = held
         self._lines: deque[Item] = deque()
+        self._few = 0
+        """With fewer lines at hand it is time to read on."""
         self._reading = False
         self._waiting: deque[anyio.Event] = deque()
-        """Workers that want a line while another reads on."""
+        """Workers that want a line when there is none."""
         self._ended = False
         self._taken: dict[int, int] = {}
         self._last: tuple[int, int] | None = None
@@ -103,7 +106,7 @@ class Pipeline:
     @property
     def starved(self) -> bool:
         """Whether workers are waiting for the input."""
-        return self._reading
+        return self._reading and not self._lines
 
     def position(self) -> tuple[int, int] | None:
         """Index and offset of a line before which all are done; None before the first line."""
@@ -147,9 +150,13 @@ class Pipeline:
                     await wait
                 line = self._take()
                 if line is None:
-                    if await self._more():
+                    if await self._more(group):
                         continue
                     break
+                if len(self._lines) < self._few and not self._reading:
+                    self._read_on(group)
+                if self._waiting and self._lines:
+                    self._wake(1)  # who may find that this one was the last that is not done
                 if self._open:
                     self._begin(group)
                 index, request = line.index, self._parse(line)
@@ -178,56 +185,63 @@ class Pipeline:
         """The next line that has no outcome yet; None if there is none at hand."""
         if self._stop.cause is not None:
             return None
+        if self._left is not None and self._left <= 0:
+            self._lines.clear()
+            self._ended = True
         while self._lines:
             line = self._lines.popleft()
             self._last = (line.index, line.offset)
             if self._left is not None:
-                if self._left <= 0:
-                    self._lines.clear()
-                    self._ended = True
-                    return None
                 self._left -= 1
             if not self._is_done(line):
                 self._taken[line.index] = line.offset
                 return line
         return None
 
-    async def _more(self) -> bool:
+    async def _more(self, group: TaskGroup) -> bool:
         """Wait for more lines. False at the end of the input or of the run."""
         if self._stop.cause is not None or (self._ended and not self._lines):
             self._wake(len(self._waiting))
             return False
-        if self._reading:
+        if not self._lines:
+            self._read_on(group)
             turn = anyio.Event()
             self._waiting.append(turn)
             await turn.wait()
-        elif not self._lines:
-            self._reading = True
-            try:
-                await self._read()
-            finally:
-                self._reading = False
-                # One for each line; this one takes the first itself, so that the last finds none, and reads on.
-                self._wake(max(1, len(self._lines)))
         return True
 
     def _wake(self, most: int) -> None:
         for _ in range(min(most, len(self._waiting))):
             self._waiting.popleft().set()
 
+    def _read_on(self, group: TaskGroup) -> None:
+        """Begin to read the next lines, unless there are none that anybody needs."""
+        if not self._reading and not self._ended and (self._left is None or self._left > len(self._lines)):
+            self._reading = True
+            group.start_soon(self._read)
+
     async def _read(self) -> None:
         # A reader may wait for ever (a pipe), so a stop does not wait for it.
-        with anyio.CancelScope() as scope:
-            self._stop.ends(scope)
-            try:
-                self._lines.extend(await anext(self._batches))
-            except StopAsyncIteration:
-                self._ended = True
-            except BatchkitError as error:
-                # What is in flight is still worth writing down.
-                self._stop.request(error)
-            finally:
-                self._stop.forget(scope)
+        try:
+            with anyio.CancelScope() as scope:
+                self._stop.ends(scope)
+                try:
+                    lines = await anext(self._batches)
+                    self._few = min(len(lines), self._concurrency)
+                    self._lines.extend(lines)
+                except StopAsyncIteration:
+                    self._ended = True
+                except BatchkitError as error:
+                    # What is in flight is still worth writing down.
+                    self._stop.request(error)
+                finally:
+                    self._stop.forget(scope)
+        except Exception as error:
+            self._broke = self._broke or error
+            raise
+        finally:
+            self._reading = False
+            self._wake(1)
 
     def _failed(self, line: BadLine) -> Outcome:
         """A line that is not sent: a failure without an attempt."""

@@ -2,16 +2,17 @@
 
 Each model has its own pace, and one that is at its limit holds up no other: those who wait for it are `held`, and for each of
 them the pipeline lets in another, so many that the gate is also what keeps attempts in flight within the run's concurrency.
-Requests to a model pass one behind the other, in the order they came: whoever stands at the front asks the pacer, so a large
-request is not overtaken for ever by small ones; nor is it by those to other models, where they share a ceiling or wait for a
-place. While the pacer lets everything pass, nothing is awaited, nor does anyone join those who wait for their turn to leave: it
-comes once in a round of the event loop, in which many answers do.
+Requests to a model pass one behind the other, in the order they came: whoever stands at the front asks the pacer, for itself and
+for those behind it, so a large request is not overtaken for ever by small ones; nor is it by those to other models, where they
+share a ceiling or wait for a place. While the pacer lets everything pass, nothing is awaited, nor does anyone join those who stand
+before the gate.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from math import inf
 from typing import Protocol, TypeVar
@@ -67,21 +68,41 @@ class SystemClock:
         return await anyio.to_thread.run_sync(work)
 
 
+class _Attempt:
+    """One that stands before the gate."""
+
+    __slots__ = ("called", "nap", "request", "reserved")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.reserved: Reservation | None = None
+        """There as soon as it may start."""
+        self.called = anyio.Event()
+        self.nap: anyio.CancelScope | None = None
+
+    def call(self) -> None:
+        """It may start, or has come to the front, or may find there that its wait is over."""
+        self.called.set()
+        if self.nap is not None:
+            self.nap.cancel()
+
+
 class _Lane:
     """The requests to one model: their pace, and their queue before the gate."""
 
-    __slots__ = ("forecast", "held", "nap", "pacer", "turn", "waiting")
+    __slots__ = ("forecast", "held", "pacer", "queue")
 
     def __init__(self, pacer: Pacer) -> None:
         self.pacer = pacer
         self.forecast = TokenForecast()
-        self.turn = anyio.Lock(
-            fast_acquire=True
-        )  # the other kind lets the loop turn once more for each who passes
-        self.waiting = 0
+        self.queue: deque[_Attempt] = deque()
         self.held = False
-        """Whether those who wait do so for a limit of their own model."""
-        self.nap: anyio.CancelScope | None = None
+        """Whether those in the queue are there for a limit of their own model."""
+
+    def call(self) -> None:
+        """Have the one at the front ask again."""
+        if self.queue:
+            self.queue[0].call()
 
 
 class Gate:
@@ -107,8 +128,8 @@ class Gate:
         self._lanes: dict[str | None, _Lane] = {}
         self._first = _Lane(pacer)
         self._ceilings = pacer.ceilings
-        self._turn = anyio.Lock(fast_acquire=True)
-        self._placeless: _Lane | None = None
+        self._turns: deque[_Lane] = deque()
+        """Those whose front waits for what all share, a place or a ceiling, in the order in which it came to that."""
         self._held = 0
         self._waiting_bytes = 0
         self.waiting = 0
@@ -117,7 +138,7 @@ class Gate:
     @property
     def pacer(self) -> Pacer:
         """The pacer of the model before which most attempts stand."""
-        return max(self._lanes.values(), key=lambda lane: lane.waiting, default=self._first).pacer
+        return max(self._lanes.values(), key=lambda lane: len(lane.queue), default=self._first).pacer
 
     @property
     def pacers(self) -> Mapping[str | None, Pacer]:
@@ -148,12 +169,13 @@ class Gate:
         reserved = self._start(request, lane)
         if reserved is not None:
             return reserved
-        self._waits(lane, 1, len(request.body))
+        attempt = _Attempt(request)
+        self._enter(lane, attempt)
         try:
-            async with lane.turn:
-                return await self._pass(request, lane)
+            return await self._stand(lane, attempt)
         finally:
-            self._waits(lane, -1, -len(request.body))
+            if attempt.reserved is None:
+                self._leave(lane, attempt)
 
     async def rest(self, request: Request, seconds: float) -> bool:
         """`sleep`, for a request that its model's limit refused: it is `held` meanwhile."""
@@ -169,8 +191,8 @@ class Gate:
         pacer = lane.pacer
         if (
             self._places <= 0
-            or self._placeless is not None
-            or ((self.waiting if self._ceilings.given else lane.waiting) and not pacer.is_open)
+            or self._turns
+            or ((self.waiting if self._ceilings.given else lane.queue) and not pacer.is_open)
         ):
             return None
         now, tokens = self._clock.now(), self._expect(request, lane) if pacer.counts_tokens else 0.0
@@ -190,9 +212,20 @@ class Gate:
             self._counted = request, self._count_prompt(request)
         return lane.forecast.tokens(request, self._counted[1])
 
-    def _waits(self, lane: _Lane, attempts: int, size: int) -> None:
+    def _enter(self, lane: _Lane, attempt: _Attempt) -> None:
+        lane.queue.append(attempt)
+        self._count(lane, 1, len(attempt.request.body))
+
+    def _leave(self, lane: _Lane, attempt: _Attempt) -> None:
+        """Take an attempt that does not start out of the queue."""
+        lane.queue.remove(attempt)
+        self._count(lane, -1, -len(attempt.request.body))
+        if not lane.queue:
+            self._give_up_turn(lane)
+        lane.call()
+
+    def _count(self, lane: _Lane, attempts: int, size: int) -> None:
         self.waiting += attempts
-        lane.waiting += attempts
         self._waiting_bytes += size
         if lane.held:
             self._held += attempts
@@ -200,50 +233,71 @@ class Gate:
     def _hold(self, lane: _Lane, *, held: bool) -> None:
         if lane.held != held:
             lane.held = held
-            self._held += lane.waiting if held else -lane.waiting
+            self._held += len(lane.queue) if held else -len(lane.queue)
 
-    async def _pass(self, request: Request, lane: _Lane) -> Reservation | None:
-        """Wait for the pace of the model, then among those at the front of each for what all share."""
-        pacer = lane.pacer
-        while True:
-            while (wait := pacer.wait(now := self._clock.now(), self._expect(request, lane))) > 0.0:
+    def _give_up_turn(self, lane: _Lane) -> None:
+        if lane in self._turns:
+            self._turns.remove(lane)
+            if self._turns:
+                self._turns[0].call()
+
+    async def _stand(self, lane: _Lane, attempt: _Attempt) -> Reservation | None:
+        """Wait before the gate until the attempt may start: what is reserved for it, or None when the run is stopping."""
+        while self._stop.cause is None:
+            if lane.queue[0] is attempt:
+                wait = self._let_pass(lane)
+                if attempt.reserved is None:
+                    await self._wait(attempt, wait)
+                else:
+                    lane.call()  # the next is the one to ask now
+            else:
+                await attempt.called.wait()
+            if attempt.reserved is not None:
+                return attempt.reserved
+            attempt.called = anyio.Event()
+        return None
+
+    async def _wait(self, attempt: _Attempt, seconds: float) -> None:
+        """Wait at the front until called, or not so long."""
+        with anyio.CancelScope() as scope:
+            self._stop.ends(scope)
+            try:
+                if seconds == inf:
+                    await attempt.called.wait()
+                else:
+                    attempt.nap = scope
+                    # Not longer than a second at once: settled tokens and a grown rate bring the moment nearer.
+                    await self._clock.sleep(max(_SHORTEST_NAP_S, min(seconds, _LONGEST_NAP_S)))
+            finally:
+                attempt.nap = None
+                self._stop.forget(scope)
+
+    def _let_pass(self, lane: _Lane) -> float:
+        """Let those start who may, from the front on. The seconds until the next should ask, infinite for when it is called."""
+        pacer, queue = lane.pacer, lane.queue
+        while queue:
+            request = queue[0].request
+            now, tokens = self._clock.now(), self._expect(request, lane)
+            if (wait := pacer.wait(now, tokens)) > 0.0:
                 self._hold(lane, held=pacer.limited or pacer.paused_for(now) > 0.0)
-                if not await self._nap(lane, wait):
-                    return None
-            if lane.waiting == 1:
+                self._give_up_turn(lane)
+                return wait
+            if len(queue) == 1:
                 # Not sooner: who comes next would let in anew whom this one sent away.
                 self._hold(lane, held=False)
-            async with self._turn:
-                while True:
-                    if self._places <= 0:
-                        self._placeless = lane
-                        try:
-                            awake = await self._nap(lane, inf)
-                        finally:
-                            self._placeless = None
-                        if not awake:
-                            return None
-                        continue
-                    now = self._clock.now()
-                    # Forecast again: while it waited, answers may have told what to expect.
-                    tokens = self._expect(request, lane)
-                    wait = pacer.reserve(now, tokens)
-                    if wait == 0.0:
-                        self._places -= 1
-                        return pacer.reserved(now, tokens)
-                    if pacer.wait(now, tokens) > 0.0:
-                        # Its own model was refused meanwhile, and holds up no other.
-                        break
-                    if not await self._nap(lane, wait):
-                        return None
-
-    async def _nap(self, lane: _Lane, seconds: float) -> bool:
-        # Not longer than a second at once: settled tokens and a grown rate bring the moment nearer.
-        awake = True
-        with anyio.CancelScope() as lane.nap:
-            awake = await self.sleep(max(_SHORTEST_NAP_S, min(seconds, _LONGEST_NAP_S)))
-        lane.nap = None
-        return awake
+            if lane not in self._turns:
+                self._turns.append(lane)
+            if self._turns[0] is not lane or self._places <= 0:
+                return inf
+            if (wait := pacer.reserve(now, tokens)) > 0.0:
+                return wait
+            self._places -= 1
+            attempt = queue.popleft()
+            self._count(lane, -1, -len(request.body))
+            attempt.reserved = pacer.reserved(now, tokens)
+            attempt.call()
+            self._give_up_turn(lane)
+        return inf
 
     def _lane(self, model: str | None) -> _Lane:
         lane = self._lanes.get(model)
@@ -271,11 +325,11 @@ class Gate:
         else:
             lane.pacer.accepted(now, reserved, answer.usage.total_tokens)
             lane.forecast.learn(len(request.body), answer.usage)
-        if lane.nap is not None and lane.pacer.awaits_answers:
+        if lane.queue and lane.pacer.awaits_answers:
             # Whoever stands at the front may have waited for this one to end.
-            lane.nap.cancel()
-        if self._placeless is not None and self._placeless.nap is not None:
-            self._placeless.nap.cancel()
+            lane.call()
+        if self._turns:
+            self._turns[0].call()
 
     async def sleep(self, seconds: float) -> bool:
         """Wait; False when the run began to stop meanwhile."""

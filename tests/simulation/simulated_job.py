@@ -83,6 +83,8 @@ class World:
     billed: Counter[int] = field(default_factory=Counter)
     in_flight: Counter[int] = field(default_factory=Counter)
     most_in_flight: int = 0
+    answered: set[int] = field(default_factory=set)
+    """The indexes that this process had a good answer to."""
     wall: float = EPOCH
     forgiven: int = 0
     """Billed answers that promise 3 allows to be billed again."""
@@ -185,6 +187,8 @@ class BillingEndpoint:
         if self._crash_at is not None and self._attempts >= self._crash_at:
             raise Crash
         world.in_flight[request.index] -= 1
+        if isinstance(answer, Reply):
+            world.answered.add(request.index)
         return answer
 
 
@@ -322,8 +326,13 @@ def crash(world: World, disk: FaultyDisk) -> None:
     """What a process that died leaves behind, with the power on or off."""
     random = world.random
     world.crashes += 1
+    before = raw_lines_of(world)
+    # What was answered and has no line yet, and what is on its way: together no more than may be in flight, but on a full disk.
+    without_line = world.answered - {line["batchkit"]["index"] for line in read(before)}
+    lost_in_memory = len(without_line) + world.in_flight.total()
+    assert world.was_full or lost_in_memory <= world.concurrency, f"{lost_in_memory} were lost in memory"
+    world.forgiven += lost_in_memory
     if random.random() < 0.5:
-        before = raw_lines_of(world)
         disk.lose_power(world.output.parent, random)
         after = frozenset(raw_lines_of(world))
         gone = read(line for line in before if line not in after)
@@ -335,8 +344,6 @@ def crash(world: World, disk: FaultyDisk) -> None:
                 f"a result {age:.3f} s old was lost with the power"
             )
         world.forgiven += len(lost)
-    # One torn line, and all that was in flight; on a full disk, also the answers that were held for want of room.
-    world.forgiven += 1 + world.in_flight.total() + (world.concurrency if world.was_full else 0)
     world.in_flight.clear()
     checkpoint = world.output.with_name("results.checkpoint.json")
     if checkpoint.exists() and random.random() < 0.2:
@@ -355,6 +362,7 @@ def run_process(world: World, *, retry_failed: bool) -> dict[str, Any] | None:
     clock = VirtualClock(world.wall)
     world.runs += 1
     world.was_full = False
+    world.answered.clear()
     most = world.max_cost
     disk = FaultyDisk(faults(world, at_step))
     try:

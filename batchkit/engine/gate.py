@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from asyncio import Future, get_running_loop
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from math import inf
@@ -77,12 +78,13 @@ class _Attempt:
         self.request = request
         self.reserved: Reservation | None = None
         """There as soon as it may start."""
-        self.called = anyio.Event()
+        self.called: Future[None] = get_running_loop().create_future()
         self.nap: anyio.CancelScope | None = None
 
     def call(self) -> None:
         """It may start, or has come to the front, or may find there that its wait is over."""
-        self.called.set()
+        if not self.called.done():
+            self.called.set_result(None)
         if self.nap is not None:
             self.nap.cancel()
 
@@ -251,10 +253,10 @@ class Gate:
                 else:
                     lane.call()  # the next is the one to ask now
             else:
-                await attempt.called.wait()
+                await attempt.called
             if attempt.reserved is not None:
                 return attempt.reserved
-            attempt.called = anyio.Event()
+            attempt.called = get_running_loop().create_future()
         return None
 
     async def _wait(self, attempt: _Attempt, seconds: float) -> None:
@@ -263,7 +265,7 @@ class Gate:
             self._stop.ends(scope)
             try:
                 if seconds == inf:
-                    await attempt.called.wait()
+                    await attempt.called
                 else:
                     attempt.nap = scope
                     # Not longer than a second at once: settled tokens and a grown rate bring the moment nearer.

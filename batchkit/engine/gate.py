@@ -327,8 +327,8 @@ class Gate:
         else:
             lane.pacer.accepted(now, reserved, answer.usage.total_tokens)
             lane.forecast.learn(len(request.body), answer.usage)
-        if lane.queue and lane.pacer.awaits_answers:
-            # Whoever stands at the front may have waited for this one to end.
+        if lane.queue and (lane.queue[0].nap is None or lane.pacer.awaits_answers):
+            # Whoever stands at the front may have waited for this one to end, be it for a limit that is not there any more.
             lane.call()
         if self._turns:
             self._turns[0].call()

@@ -170,7 +170,8 @@ class Pipeline:
                     if outcome is None:
                         return
                     self._write(outcome)
-                del self._taken[index]
+                    del outcome  # or each worker keeps its last one for as long as it waits for the next
+                del request, self._taken[index]
                 if self._workers > self._concurrency and self._workers > self._concurrency + self._held():
                     self._workers -= 1
                     return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import anyio
@@ -188,4 +190,87 @@ async def test_who_waits_when_the_run_stops_is_not_let_through():
         await anyio.lowlevel.checkpoint()
         stop.request(Interrupted(2, "enough"))
     assert results == [None]
+    assert gate.waiting == 0
+
+
+class Bounded(Pacer):
+    """A pacer that lets so many be in flight, and then no more until an answer comes; None for any number."""
+
+    bound: int | None = 0
+    is_open = False
+    awaits_answers = False
+
+    def wait(self, now: float, tokens: float = 0.0) -> float:
+        return 0.0 if self.bound is None or self.in_flight < self.bound else float("inf")
+
+
+async def standing(gate: Gate, requests: int) -> tuple[list[int], Callable[[], Awaitable[None]]]:
+    """The indexes that have passed, and what lets a turn of the event loop go by."""
+    passed: list[int] = []
+
+    async def one(index: int) -> None:
+        if await gate.admit(ask(index)) is not None:
+            passed.append(index)
+
+    tasks = [asyncio.ensure_future(one(index)) for index in range(requests)]
+
+    async def turn() -> None:
+        await anyio.sleep(0)
+        await anyio.sleep(0)
+        for task in tasks:
+            if task.done():
+                task.result()
+
+    await turn()
+    return passed, turn
+
+
+async def test_all_that_may_start_do_in_one_turn_and_in_their_order():
+    pacer, stop = Bounded(), Stop()
+    gate = Gate(pacer, ManualClock(), stop)
+    pacer.bound = 3
+    passed, turn = await standing(gate, 40)
+    assert passed == [0, 1, 2]
+    assert gate.waiting == 37
+    for _ in range(3):
+        gate.settle(ask(), reply(), Reservation(0.0))
+    await turn()
+    await turn()
+    assert passed == list(range(6))
+    pacer.bound = 20
+    gate.settle(ask(), reply(), Reservation(0.0))
+    await turn()
+    await turn()
+    assert passed == list(range(24))
+    stop.request(Interrupted(15, "enough"))
+    for _ in range(40):
+        await turn()
+    assert gate.waiting == 0
+
+
+async def test_a_bound_that_goes_away_with_an_answer_keeps_nobody_waiting():
+    """Nobody would ask any more: whoever waited for an answer is called by any."""
+    pacer = Bounded()
+    gate = Gate(pacer, ManualClock(), Stop())
+    pacer.bound = 1
+    passed, turn = await standing(gate, 5)
+    assert passed == [0]
+    pacer.bound = None
+    gate.settle(ask(), failure("rate_limited"), Reservation(0.0))
+    await turn()
+    await turn()
+    assert passed == list(range(5))
+
+
+async def test_who_gives_up_before_the_gate_keeps_nobody_behind_it_waiting():
+    pacer = Bounded()
+    gate = Gate(pacer, ManualClock(), Stop())
+    front, next_one = (asyncio.ensure_future(gate.admit(ask(index))) for index in range(2))
+    await anyio.sleep(0)
+    assert gate.waiting == 2
+    pacer.bound = 1
+    front.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await front
+    assert await next_one is not None
     assert gate.waiting == 0

@@ -5,7 +5,7 @@ What an answer that came whole means is judged in `formats.completions`; here it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from time import time
 from typing import NamedTuple
@@ -27,11 +27,11 @@ _HEEDED_EVERY_S = 0.05
 
 
 class Head(NamedTuple):
-    """How an answer begins. `headers` are looked up by lower-case names; `raw_headers` are the same as they came."""
+    """How an answer begins. `headers` are looked up by lower-case names; `values` are all of theirs in one, as they came."""
 
     status: int
     headers: Mapping[str, str]
-    raw_headers: Sequence[tuple[bytes, bytes]]
+    values: bytes
 
 
 class Judge:
@@ -120,18 +120,13 @@ class Judge:
 
     def _headers(self, head: Head) -> Mapping[str, str]:
         """Those of the answer, without our keys where it repeats them."""
-        if not self._secrets:
-            return head.headers
-        said = b"\n".join([value for _, value in head.raw_headers])
-        if not any(secret in said for secret in self._secrets):
-            return head.headers
-        return {
-            # The first of several counts, as everywhere.
-            name.lower().decode(errors="surrogateescape"): self._redacted(value).decode(
-                errors="surrogateescape"
-            )
-            for name, value in reversed(head.raw_headers)
-        }
+        for secret in self._secrets:
+            if secret in head.values:
+                return {
+                    name: self._redacted(value.encode(errors="surrogateescape")).decode(errors="surrogateescape")
+                    for name, value in head.headers.items()
+                }
+        return head.headers
 
     def _redacted(self, said: bytes) -> bytes:
         """What an answer says, with `[key]` where it repeats a key of ours: it goes into files that others read."""

@@ -16,7 +16,6 @@ from batchkit.endpoint.judging import Head
 
 __all__ = ["AnswerReader", "End"]
 
-_NO_BODY = frozenset({204, 304})
 _SWITCHING_PROTOCOLS = 101
 
 
@@ -34,22 +33,33 @@ class _Refused(Exception):
     """Stops the parser in the middle of what it was fed."""
 
 
-@lru_cache(maxsize=1024)
-def _spelled_low(name: bytes) -> str:
-    """A header's name as it is looked up. A server has few, and they come with every answer."""
-    return name.strip().lower().decode("utf-8", "surrogateescape")
+@lru_cache(maxsize=64)
+def _looked_up_by(names: bytes) -> tuple[str, ...]:
+    """The names of headers as they are looked up, the last first. A server sends the same with every answer."""
+    return tuple(reversed(names.lower().decode().split("\n")))
 
 
 class AnswerReader:
     """Reads one answer, and others after it once it is `renew`ed.
 
     The parser calls the `on_` methods; it refuses what could be read in two ways (two lengths, a length beside chunks), and
-    takes what servers do write: folded headers, bare line feeds.
+    takes what servers do write: folded headers, bare line feeds. Headers and pieces of the body, which are many, it puts
+    where they are kept without a word.
     """
 
-    __slots__ = ("_parser", "_pieces", "_raw_headers", "_received", "_size", "end", "head", "lasting")
-    _raw_headers: list[tuple[bytes, bytes]]
-    _pieces: list[bytes]
+    __slots__ = (
+        "_headers",
+        "_parser",
+        "_pieces",
+        "_received",
+        "_size",
+        "_weighed",
+        "end",
+        "head",
+        "lasting",
+        "on_body",
+        "on_header",
+    )
     head: Head | None
     """There as soon as the answer has got as far as its body."""
     end: End | None
@@ -58,6 +68,11 @@ class AnswerReader:
     """Whether another answer can follow: this one is whole, nothing came behind it, and the server keeps the connection."""
 
     def __init__(self) -> None:
+        self._headers: dict[bytes, bytes] = {}
+        """Those of the head that is being read, or trailers. The first of several counts."""
+        self._pieces: list[bytes] = []
+        self.on_header = self._headers.setdefault
+        self.on_body = self._pieces.append
         self._parser = parser = httptools.HttpResponseParser(self)
         parser.set_dangerous_leniencies(
             lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
@@ -66,9 +81,9 @@ class AnswerReader:
 
     def renew(self) -> None:
         """Keep nothing of the last answer, which may be long over when the next begins."""
-        self._raw_headers = []
-        self._pieces = []
-        self._size = self._received = 0
+        self._headers.clear()
+        self._pieces.clear()
+        self._received = self._size = self._weighed = 0
         self.head = self.end = None
         self.lasting = False
 
@@ -78,6 +93,8 @@ class AnswerReader:
 
     def feed(self, data: bytes) -> bool:
         """Read on, and see whether that can be read, as far as it is looked at."""
+        if self.head is None and b"\0" in data:
+            return self._feed_around_zero(data)
         self._received += len(data)
         try:
             self._parser.feed_data(data)
@@ -87,11 +104,8 @@ class AnswerReader:
                 # After a whole answer it is what follows that cannot be read, and that was not asked for.
                 self.end = End.LOST if self._pieces else End.MALFORMED
             return False
-        if self._received > bounds.HEAD_BYTES and self.end is None:
-            if self.head is None:
-                self.end = End.MALFORMED
-            elif self._received - self._size > bounds.BODY_BYTES:
-                self.end = End.TOO_LARGE
+        if self.end is None or self._received > bounds.BODY_BYTES:
+            return self._within_bounds()
         return True
 
     def lasts_until_the_end(self) -> bool:
@@ -99,15 +113,40 @@ class AnswerReader:
         return (
             self.head is not None
             and "content-length" not in self.head.headers
-            and not any(
-                name.lower() == b"transfer-encoding" and value.strip().lower().endswith(b"chunked")
-                for name, value in self.head.raw_headers
-            )
+            and self.head.headers.get("transfer-encoding", "identity").lower() == "identity"
         )
 
     def body(self) -> bytes:
         """What came of the body."""
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+    def _feed_around_zero(self, data: bytes) -> bool:
+        """Read on to a zero byte and over it, which a compressed body can hold and no header."""
+        before, zero, rest = data.partition(b"\0")
+        if not self.feed(before):
+            return False
+        if self.head is None:
+            self.end = End.MALFORMED
+            return False
+        return self.feed(zero + rest)
+
+    def _within_bounds(self) -> bool:
+        """Whether what has come is worth reading on, or worth having been read."""
+        if self.head is None:
+            if self._received > bounds.HEAD_BYTES:
+                self.end = End.MALFORMED
+            return True
+        self._headers.clear()  # trailers
+        self._size += sum(map(len, self._pieces[self._weighed :]))
+        self._weighed = len(self._pieces)
+        announced = 0 if self.end is End.WHOLE else int(self.head.headers.get("content-length", 0))
+        if self._size > bounds.BODY_BYTES or announced > bounds.BODY_BYTES:
+            self.end = End.TOO_LARGE
+            self.lasting = False
+            return False
+        if self.end is None and self._received - self._size > bounds.BODY_BYTES:
+            self.end = End.TOO_LARGE
+        return True
 
     # --- for the parser ---
 
@@ -115,38 +154,20 @@ class AnswerReader:
         if self.end is not None:
             raise _Refused
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.head is not None:
-            return  # a trailer
-        if len(name) + len(value) > bounds.HEADER_FIELD_BYTES or b"\0" in value:
-            raise _Refused
-        self._raw_headers.append((name, value))
-
     def on_headers_complete(self) -> None:
+        headers = self._headers
+        longest = bounds.HEADER_FIELD_BYTES
+        if self._received > longest and any(len(name) + len(value) > longest for name, value in headers.items()):
+            raise _Refused
         status = self._parser.get_status_code()
-        if status < 200 and status != _SWITCHING_PROTOCOLS:
-            return
-        headers = {
-            # The first of several counts.
-            _spelled_low(name): value.strip().decode("utf-8", "surrogateescape")
-            for name, value in reversed(self._raw_headers)
-        }
-        self.head = Head(status, headers, self._raw_headers)
-        length = headers.get("content-length")
-        if length is not None and int(length) > bounds.BODY_BYTES and status not in _NO_BODY:
-            self.end = End.TOO_LARGE
-            raise _Refused
-
-    def on_body(self, piece: bytes) -> None:
-        self._size += len(piece)
-        if self._size > bounds.BODY_BYTES:
-            self.end = End.TOO_LARGE
-            raise _Refused
-        self._pieces.append(piece)
+        if status >= 200 or status == _SWITCHING_PROTOCOLS:
+            # No parsed header holds a line feed, and their names are ASCII. Of names that differ in case the first counts too.
+            values = b"\n".join(map(bytes.strip, headers.values()))
+            said = reversed(values.decode("utf-8", "surrogateescape").split("\n"))
+            self.head = Head(status, dict(zip(_looked_up_by(b"\n".join(headers)), said, strict=True)), values)
+        headers.clear()
 
     def on_message_complete(self) -> None:
-        if self.head is None:
-            self._raw_headers = []  # an interim answer
-            return
-        self.lasting = self._parser.should_keep_alive()
-        self.end = End.WHOLE
+        if self.head is not None:  # else an interim answer
+            self.lasting = self._parser.should_keep_alive()
+            self.end = End.WHOLE

@@ -142,7 +142,9 @@ class SessionEndpoint:
         asked_by_proxy = response.status == _PROXY_AUTHENTICATION_REQUIRED and self._url.scheme == "http"
         if self._proxy is not None and asked_by_proxy:
             return self._refused_by_proxy(self._proxy, response.status)
-        head = Head(response.status, response.headers, response.raw_headers)
+        # The first of several counts.
+        headers = {name.lower(): value for name, value in reversed([*response.headers.items()])}
+        head = Head(response.status, headers, b"\n".join([value for _, value in response.raw_headers]))
         pieces: list[bytes] = []
         try:
             await _read(response, pieces)

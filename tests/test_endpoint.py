@@ -581,8 +581,8 @@ async def test_an_outer_cancellation_wins_over_a_deadline_at_the_same_moment(out
         task = asyncio.create_task(endpoint.attempt(REQUEST, TRACE))
         while not server.heads:
             await asyncio.sleep(0)
-        (end,) = endpoint._deadlines._running
-        endpoint._deadlines._running[end] = 0
+        (ending,) = endpoint._deadlines._running
+        endpoint._deadlines._running[ending] = 0
         for act in (task.cancel, endpoint._deadlines._sweep)[:: 1 if outer_first else -1]:
             act()
         with pytest.raises(asyncio.CancelledError):

@@ -77,6 +77,7 @@ class Connection(asyncio.Protocol):
         self.stale = False
         """Whether a kept connection turned out to have been left by the server, before anything was sent on it."""
         self._waiter: asyncio.Future[None] | None = None
+        """Who waits for the exchange that is under way."""
         self.end: End | None = None
         """What ended the exchange, while it is not forgotten."""
         self.reader: AnswerReader | None = None
@@ -123,8 +124,9 @@ class Connection(asyncio.Protocol):
     def forget(self) -> None:
         """Keep nothing of the last exchange, which may be long over when the next begins."""
         self._waiter = self.end = None
-        reader, self.reader = self.reader, None
+        reader = self.reader
         if reader is not None:
+            self.reader = None
             if reader.lasting:
                 reader.renew()
                 self._owner.readers.append(reader)
@@ -152,7 +154,7 @@ class Connection(asyncio.Protocol):
         self._owner.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._waiter is None or self.end is not None or self._request is not None:
+        if self._waiter is None or not self.sent:
             self._unfit()  # nothing was asked
             return
         reader = self.reader
@@ -218,7 +220,8 @@ class Connection(asyncio.Protocol):
         self.close()
 
     def _ended(self, end: End) -> None:
-        if self.end is None and self._waiter is not None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
             self.end = end
-            if not self._waiter.done():
-                self._waiter.set_result(None)
+            if not waiter.done():
+                waiter.set_result(None)

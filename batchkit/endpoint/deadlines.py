@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from math import inf
 from types import TracebackType
+from typing import Protocol
 
-__all__ = ["Deadlines", "Limit"]
+__all__ = ["Deadlines", "Ending", "Limit"]
 
 _STALL_S = 1.0
 """A timer that comes later than this found an event loop that stood still."""
 _GRAIN = 0.01
 """So much of its timeout an attempt may be over its time, lest each of thousands that come due has all others looked at."""
+
+
+class Ending(Protocol):
+    """What has a deadline."""
+
+    def overdue(self) -> None:
+        """Its time is up."""
+        ...
 
 
 class Deadlines:
@@ -21,7 +29,7 @@ class Deadlines:
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
         self._loop = loop
         self._timeout = timeout
-        self._running: dict[Callable[[], None], float] = {}
+        self._running: dict[Ending, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due = inf
 
@@ -29,16 +37,16 @@ class Deadlines:
         """The deadline of an attempt that begins now."""
         return self._loop.time() + self._timeout
 
-    def start(self, end: Callable[[], None], due: float) -> None:
-        """Have `end` called when it is due, unless it is stopped before."""
-        self._running[end] = due
+    def start(self, ending: Ending, due: float) -> None:
+        """Have `ending` told when it is due, unless it is stopped before."""
+        self._running[ending] = due
         if due < self._due:
             # One that is past already is no sign of a loop that stood still.
             self._set_timer(max(due, self._loop.time()))
 
-    def stop(self, end: Callable[[], None]) -> None:
-        """There is nothing to `end` any more."""
-        self._running.pop(end, None)
+    def stop(self, ending: Ending) -> None:
+        """`ending` has no deadline any more."""
+        self._running.pop(ending, None)
 
     def limit(self, due: float) -> Limit:
         """What to do within the time, where a task has to be cancelled."""
@@ -57,9 +65,9 @@ class Deadlines:
             # that comes first.
             self._set_timer(now + _STALL_S)
             return
-        for end in [end for end, due in self._running.items() if due <= now]:
-            del self._running[end]
-            end()
+        for ending in [ending for ending, due in self._running.items() if due <= now]:
+            del self._running[ending]
+            ending.overdue()
         self._timer, self._due = None, inf
         if self._running:
             self._set_timer(max(min(self._running.values()), now + self._timeout * _GRAIN))
@@ -86,13 +94,14 @@ class Limit:
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()
-        self._deadlines.start(self._end, self._due)
+        self._deadlines.start(self, self._due)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._deadlines.stop(self._end)
+        self._deadlines.stop(self)
         await self._timeout.__aexit__(exc_type, exc, traceback)
 
-    def _end(self) -> None:
+    def overdue(self) -> None:
+        """Cancel what is done within it."""
         self._timeout.reschedule(0.0)

@@ -77,13 +77,13 @@ class Http1Endpoint:
                     del head  # with thousands in flight, what is not needed while they wait adds up
                     connection = await self._connection(due)
                     head = self._head.spelled(request, trace)
-                self._deadlines.start(connection.overdue, due)
+                self._deadlines.start(connection, due)
                 answered = connection.exchange(head, request.body)
                 del head
                 await answered
                 if not connection.stale:
                     return self._judged(connection)
-                self._deadlines.stop(connection.overdue)
+                self._deadlines.stop(connection)
                 self._pool.put_back(connection)
                 connection = self._pool.take()
                 head = self._head.spelled(request, trace)
@@ -91,22 +91,24 @@ class Http1Endpoint:
             return reason.failure
         finally:
             if connection is not None:
-                self._deadlines.stop(connection.overdue)
+                self._deadlines.stop(connection)
                 self._pool.put_back(connection)
 
     def _judged(self, connection: Connection) -> Answer:
         end, reader = connection.end, connection.reader
+        head = None if reader is None else reader.head
+        if reader is not None and head is not None:
+            if end is End.WHOLE:
+                return self._judge.whole(head, reader.body())
+            if end is End.TOO_LARGE:
+                return self._judge.too_large(head)
+            if end is End.LOST:
+                return self._judge.cut(head, reader.body())
         if end is End.OVERDUE:
             return self._judge.overdue(sent=connection.sent)
         if end is End.MALFORMED:
             return self._judge.malformed()
-        if reader is None or reader.head is None:
-            return self._judge.unanswered(sent=connection.sent)
-        if end is End.WHOLE:
-            return self._judge.whole(reader.head, reader.body())
-        if end is End.TOO_LARGE:
-            return self._judge.too_large(reader.head)
-        return self._judge.cut(reader.head, reader.body())
+        return self._judge.unanswered(sent=connection.sent)
 
     async def _connection(self, due: float) -> Connection:
         """A new connection, or one that has become idle before its turn has come. Raises NotConnected."""

@@ -65,9 +65,13 @@ class Judge:
                     request_id=read_request_id(self._headers(head)),
                     maybe_billed=True,
                 )
+        headers = head.headers
+        for secret in self._secrets:
+            if secret in head.values or secret in body:
+                headers, body = self._headers(head), self._redacted(body)
+                break
         now = time()
-        headers = self._headers(head)
-        answer = read_answer(head.status, headers, self._redacted(body), now)
+        answer = read_answer(head.status, headers, body, now)
         if self._heeds(answer, now) and (announced := read_announced(headers, now)) is not None:
             answer = replace(answer, announced=announced)
         if isinstance(answer, Failure):
@@ -120,13 +124,10 @@ class Judge:
 
     def _headers(self, head: Head) -> Mapping[str, str]:
         """Those of the answer, without our keys where it repeats them."""
-        for secret in self._secrets:
-            if secret in head.values:
-                return {
-                    name: self._redacted(value.encode(errors="surrogateescape")).decode(errors="surrogateescape")
-                    for name, value in head.headers.items()
-                }
-        return head.headers
+        return {
+            name: self._redacted(value.encode(errors="surrogateescape")).decode(errors="surrogateescape")
+            for name, value in head.headers.items()
+        }
 
     def _redacted(self, said: bytes) -> bytes:
         """What an answer says, with `[key]` where it repeats a key of ours: it goes into files that others read."""

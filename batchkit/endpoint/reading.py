@@ -157,7 +157,9 @@ class AnswerReader:
     def on_headers_complete(self) -> None:
         headers = self._headers
         longest = bounds.HEADER_FIELD_BYTES
-        if self._received > longest and any(len(name) + len(value) > longest for name, value in headers.items()):
+        if self._received > longest and any(
+            len(name) + len(value) > longest for name, value in headers.items()
+        ):
             raise _Refused
         status = self._parser.get_status_code()
         if status >= 200 or status == _SWITCHING_PROTOCOLS:

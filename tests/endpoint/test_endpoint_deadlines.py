@@ -37,13 +37,20 @@ class Loop:
         self.now = max(self.now, until)
 
 
+class Attempt:
+    """Tells when its time was up."""
+
+    def __init__(self, overdue: Callable[[], None]) -> None:
+        self.overdue = overdue
+
+
 class Ended(list[tuple[int, float]]):
     def __init__(self, loop: Loop) -> None:
         super().__init__()
         self._loop = loop
 
-    def __call__(self, number: int) -> Callable[[], None]:
-        return lambda: self.append((number, self._loop.now))
+    def __call__(self, number: int) -> Attempt:
+        return Attempt(lambda: self.append((number, self._loop.now)))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from scripted_server import CHUNKED, ScriptedServer, Sends, hanging, http, silen
 
 from batchkit.endpoint import bounds, http1
 from batchkit.endpoint.connection import Connection
+from batchkit.endpoint.deadlines import Ending
 from batchkit.endpoint.http1 import Http1Endpoint
 from batchkit.endpoint.pool import Pool
 from batchkit.endpoint.reading import End
@@ -351,9 +352,9 @@ async def test_a_second_try_has_what_the_first_left_of_the_time(monkeypatch):
         dues: list[float] = []
         start = endpoint._deadlines.start
 
-        def started(end: Callable[[], None], due: float) -> None:
+        def started(ending: Ending, due: float) -> None:
             dues.append(due)
-            start(end, due)
+            start(ending, due)
 
         monkeypatch.setattr(endpoint._deadlines, "start", started)
         task = asyncio.create_task(endpoint.attempt(REQUEST, TRACE))
@@ -383,8 +384,8 @@ async def test_what_is_overdue_before_it_has_left_is_not_sent():
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
 
         def come_due() -> None:
-            (end,) = endpoint._deadlines._running
-            end()
+            (ending,) = endpoint._deadlines._running
+            ending.overdue()
 
         asyncio.get_running_loop().call_soon(come_due)
         answer = await endpoint.attempt(REQUEST, TRACE)

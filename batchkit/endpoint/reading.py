@@ -17,6 +17,7 @@ from batchkit.endpoint.judging import Head
 __all__ = ["AnswerReader", "End"]
 
 _SWITCHING_PROTOCOLS = 101
+(_ZERO,) = b"\0"
 
 
 class End(Enum):
@@ -93,7 +94,7 @@ class AnswerReader:
 
     def feed(self, data: bytes) -> bool:
         """Read on, and see whether that can be read, as far as it is looked at."""
-        if self.head is None and b"\0" in data:
+        if self.head is None and _ZERO in data:
             return self._feed_around_zero(data)
         self._received += len(data)
         try:

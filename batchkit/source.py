@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, count
 from typing import Any, cast
 from zlib import crc32
 
@@ -62,24 +63,23 @@ class LineSplitter:
     def feed(self, piece: bytes) -> list[Line]:
         """The lines that `piece` completes; an empty one is the end of the input, which completes the last."""
         index, offset = self.position
-        lines = []
-        for raw, size in zip(*self.cut(piece), strict=True):
-            if raw != b"":
-                lines.append(Line(index, offset, raw))
-            index += 1
-            offset += size
-        return lines
+        raws, sizes = self.cut(piece)
+        lines = map(Line, count(index), accumulate(sizes, initial=offset), raws)
+        return [line for line in lines if line.raw != b""]
 
     def cut(self, piece: bytes) -> tuple[list[bytes | None], list[int]]:
         """As `feed`, but of each line only its `raw`, empty for a blank one; and how many bytes it took."""
         if not piece and self._rest_size:
             piece = b"\n"
-        *complete, rest = piece.split(b"\n")
-        sizes = [len(part) + 1 for part in complete]
-        raws = [part.strip() if len(part) <= self._max else None for part in complete]
+        # With their newlines: unlike split, this looks for them with memchr.
+        complete = io.BytesIO(piece).readlines()
+        rest = complete.pop() if complete and not complete[-1].endswith(b"\n") else b""
+        sizes = list(map(len, complete))
+        longest = self._max + 1
+        raws = [part.strip() if len(part) <= longest else None for part in complete]
         if complete:
-            sizes[0] += self._rest_size
             raws[0] = self._first(complete[0])
+            sizes[0] += self._rest_size
             self._rest.clear()
             self._rest_size = 0
             self._index += len(complete)
@@ -102,8 +102,8 @@ class LineSplitter:
             self._rest.clear()
 
     def _first(self, last: bytes) -> bytes | None:
-        """The line that `last` completes, which alone may have begun earlier, or with the input."""
-        if self._rest_size + len(last) > self._max:
+        """The line that `last` completes with its newline, which alone may have begun earlier, or with the input."""
+        if self._rest_size + len(last) - 1 > self._max:
             return None
         raw = b"".join((*self._rest, last))
         return (raw.removeprefix(_BOM) if self._index == 0 else raw).strip()

@@ -10,6 +10,7 @@ import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from time import time
@@ -159,6 +160,18 @@ async def test_exactly_these_headers_and_bytes_arrive(given, portkey, expected):
     assert server.heads[0][0] == "POST /v1/chat/completions HTTP/1.1"
     assert server.headers == {**EVERY_TIME, **expected, "host": host}
     assert server.bodies == [REQUEST.body]
+
+
+@pytest.mark.parametrize("portkey", [None, PortkeyFields()])
+async def test_an_attempts_own_headers_win_over_those_of_every_request(portkey):
+    server = ScriptedServer(http(200, GOOD))
+    async with server.listening() as url:
+        address = plain_address(url)
+        address = replace(address, headers={**address.headers, "traceparent": "another"})
+        async with Endpoint(address, timeout=60) as endpoint:
+            await endpoint.attempt(Request(0, "a", REQUEST.body, portkey=portkey), TRACE)
+    assert server.heads[0].count(f"traceparent: 00-{TRACE.trace_id}-{TRACE.span_id}-01") == 1
+    assert "another" not in "".join(server.heads[0])
 
 
 async def test_a_body_of_many_megabytes_arrives_as_it_is():

@@ -21,7 +21,7 @@ from batchkit.endpoint.deadlines import Deadlines
 from batchkit.endpoint.judging import Judge
 from batchkit.endpoint.pool import Pool
 from batchkit.endpoint.reading import End
-from batchkit.formats.headers import EndpointAddress, attempt_headers
+from batchkit.formats.headers import EndpointAddress, attempt_headers, id_lines
 from batchkit.records import Answer, Request, Trace
 
 __all__ = ["Http1Endpoint"]
@@ -126,21 +126,25 @@ class Http1Endpoint:
 class _RequestHead:
     """The head of every request. What is the same in each is spelled once; the repr does not show the keys in it."""
 
-    __slots__ = ("_address", "_constant", "_start")
+    __slots__ = ("_address", "_constant", "_ids_apart", "_start")
 
     def __init__(self, url: URL, address: EndpointAddress) -> None:
         self._address = address
         self._start = f"POST {url.raw_path_qs} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\n"
         self._constant = self._start + _lines(address.headers)
+        self._ids_apart = attempt_headers(address, None, Trace("", "")).keys().isdisjoint(address.headers)
 
     def spelled(self, request: Request, trace: Trace) -> bytes:
         """The head of one attempt, whose own headers win. Raises ValueError for what no header can hold."""
+        ids = id_lines(self._address, trace) if request.portkey is None and self._ids_apart else None
+        head = self._of_its_own(request, trace) if ids is None else self._constant + ids
+        return f"{head}Content-Length: {len(request.body)}\r\n\r\n".encode()
+
+    def _of_its_own(self, request: Request, trace: Trace) -> str:
         headers, always = attempt_headers(self._address, request.portkey, trace), self._address.headers
         if headers.keys().isdisjoint(always):
-            lines = self._constant + _lines(headers)
-        else:
-            lines = self._start + _lines({**always, **headers})
-        return f"{lines}Content-Length: {len(request.body)}\r\n\r\n".encode()
+            return self._constant + _lines(headers)
+        return self._start + _lines({**always, **headers})
 
 
 def _lines(headers: Mapping[str, str]) -> str:

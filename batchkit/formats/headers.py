@@ -19,7 +19,14 @@ from batchkit.errors import UsageError
 from batchkit.formats.proxies import Proxy
 from batchkit.records import METADATA_VALUE_CHARS, PortkeyFields, Trace
 
-__all__ = ["HEADER_BYTES", "SHORTEST_KEY", "EndpointAddress", "attempt_headers", "endpoint_address"]
+__all__ = [
+    "HEADER_BYTES",
+    "SHORTEST_KEY",
+    "EndpointAddress",
+    "attempt_headers",
+    "endpoint_address",
+    "id_lines",
+]
 
 HEADER_BYTES = 15 * 1024
 """Most bytes our headers may take: a gateway on Node answers 431 at 16 KB, the request line and Host included."""
@@ -161,6 +168,20 @@ def attempt_headers(address: EndpointAddress, portkey: PortkeyFields | None, tra
     if (size := _size({**address.headers, **headers})) > HEADER_BYTES:
         raise ValueError(f"the request's headers take {size} bytes; at most {HEADER_BYTES} get through")
     return headers
+
+
+def id_lines(address: EndpointAddress, trace: Trace) -> str | None:
+    """What `attempt_headers` gives where the record asks for nothing itself, already as HTTP/1.1 spells it.
+
+    None where the ids are not as ours always are.
+    """
+    trace_id, span_id = trace.trace_id, trace.span_id
+    ids = f"{trace_id}-{span_id}"
+    if trace.parent_span_id is not None or not _IDS.fullmatch(ids):
+        return None
+    if address.portkey:
+        return f"x-portkey-trace-id: {trace_id}\r\nx-portkey-span-id: {span_id}\r\n"
+    return f"traceparent: 00-{ids}-01\r\nX-Client-Request-Id: {ids}\r\n"
 
 
 def _metadata_header(metadata: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 import pytest
 
 from batchkit.errors import UsageError
-from batchkit.formats.headers import HEADER_BYTES, attempt_headers, endpoint_address
+from batchkit.formats.headers import HEADER_BYTES, attempt_headers, endpoint_address, id_lines
 from batchkit.records import PortkeyFields, Trace
 
 TRACE = Trace("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "00f067aa0ba902b7")
@@ -154,3 +154,20 @@ def test_a_run_that_wants_the_cache_has_a_namespace(asked, namespace):
     """Without one the cache is split by all headers, and each request's trace id would make it a miss."""
     address = endpoint_address("http://x", version="1", timeout=60, portkey_api_key="p" * 20, **asked)
     assert address.headers.get("x-portkey-cache-namespace") == namespace
+
+
+@pytest.mark.parametrize("address", [PORTKEY, ELSEWHERE])
+def test_the_ids_are_the_same_in_one_piece(address):
+    ours = Trace(TRACE.trace_id, TRACE.span_id)
+    headers = attempt_headers(address, None, ours)
+    assert id_lines(address, ours) == "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+
+
+@pytest.mark.parametrize("address", [PORTKEY, ELSEWHERE])
+@pytest.mark.parametrize(
+    "own", ["", "mine", "0" * 32, "A" * 32, "a" * 31, "a" * 32 + "\n", "a\r\nb: c", "로"]
+)
+def test_ids_that_are_not_as_ours_are_in_no_piece(address, own):
+    assert id_lines(address, Trace(own, TRACE.span_id)) is None
+    assert id_lines(address, Trace(TRACE.trace_id, own)) is None
+    assert id_lines(address, TRACE) is None

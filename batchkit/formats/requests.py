@@ -67,16 +67,17 @@ def parse_line(
     `address` is where it is to be sent, whose headers and the record's must get through together; without one the record's
     are looked at alone.
     """
-    if line.raw is None:
+    raw = line.raw
+    if raw is None:
         return BadLine(
             line.index,
             _line_id(line.index),
             BAD_LINE_CODE,
             f"the line is longer than {MAX_LINE_BYTES >> 20} MiB",
         )
-    checksum = crc32(line.raw)
+    checksum = crc32(raw)
     try:
-        record = orjson.loads(line.raw)
+        record = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         return BadLine(line.index, _line_id(line.index), BAD_LINE_CODE, f"not valid JSON: {error}", checksum)
     return parse_record(record, line.index, defaults, checksum, address)
@@ -103,16 +104,20 @@ def parse_record(
         else:
             own_id.encode()
             custom_id = own_id
-        metadata = _metadata_of(record)
-        body = _body_of(record)
-        _fill(body, defaults)
-        _check_body(body)
         portkey = record.get("portkey")
+        body = record.get("body")
+        if portkey is not None or "metadata" in record or type(body) is not dict or "metadata" in body:
+            metadata = _metadata_of(record)
+        body = _body_of(record)
+        if defaults:
+            body = _filled(body, defaults)
+        _check_body(body)
         return Request(
             index,
             custom_id,
-            # orjson leaves a small body in a block of several kilobytes; thousands are held while they are in flight.
-            bytes(memoryview(orjson.dumps(body))),
+            # orjson leaves a small body in a block of several kilobytes; thousands are held while they are in flight. What is
+            # cut off from a newline is a copy.
+            orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE)[:-1],
             body.get("model"),
             _token_limit(body),
             input_crc32,
@@ -146,7 +151,8 @@ def read_body(raw: bytes, defaults: Mapping[str, Any]) -> dict[str, Any] | None:
         if not isinstance(record, Mapping) or not isinstance(record.get("custom_id"), str | None):
             return None
         body = _body_of(record)
-        _fill(body, defaults)
+        if defaults:
+            body = _filled(body, defaults)
         _check_body(body)
     except (_Bad, orjson.JSONDecodeError):
         return None
@@ -158,7 +164,7 @@ def _line_id(index: int) -> str:
 
 
 def _body_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The body to send, as a dict that is ours to fill."""
+    """The body to send, which may be the record's own."""
     if "body" not in record:
         if "messages" not in record:
             raise _Bad('neither "body" nor "messages": one of them holds the request')
@@ -172,15 +178,19 @@ def _body_of(record: Mapping[str, Any]) -> dict[str, Any]:
             f'url is "/v1/chat/completions", not {str(url)[:200]!r}: where requests go is decided by the run alone'
         )
     body = record["body"]
-    if type(body) is not dict and not isinstance(body, Mapping):
+    if type(body) is dict:
+        return body
+    if not isinstance(body, Mapping):
         raise _Bad(f"body is a JSON object, not {_json_type(body)}")
     return dict(body)
 
 
-def _fill(body: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+def _filled(body: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    filled = dict(body)
     for name, value in defaults.items():
-        if name not in body or (name == "model" and body[name] is None):
-            body[name] = value
+        if name not in filled or (name == "model" and filled[name] is None):
+            filled[name] = value
+    return filled
 
 
 def _check_body(body: Mapping[str, Any]) -> None:
@@ -196,7 +206,9 @@ def _check_body(body: Mapping[str, Any]) -> None:
 
 def _token_limit(body: Mapping[str, Any]) -> int | None:
     for name in ("max_completion_tokens", "max_tokens"):
-        value = body.get(name)
+        if name not in body:
+            continue
+        value = body[name]
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None
@@ -208,8 +220,6 @@ def _metadata_of(record: Mapping[str, Any]) -> Mapping[str, str]:
     It may stand beside the body, in it, and among the fields for Portkey; of two values for one key the last of these wins.
     """
     body, portkey = record.get("body"), record.get("portkey")
-    if portkey is None and type(body) is dict and "metadata" not in body and "metadata" not in record:
-        return {}
     # A dict is known at a glance, and any other mapping is not.
     places = [record.get("metadata")]
     places += [

@@ -101,18 +101,15 @@ def _finish_reason(document: dict[str, Any]) -> str | None:
     for choice in choices:
         if type(choice) is not dict or type(choice.get("message")) is not dict:
             return None
-        said = choice.get("finish_reason")
-        reason = said if type(said) is str else ""
+        reason = choice.get("finish_reason")
+        if type(reason) is not str:
+            return ""
         if reason not in _FILTERED:
             break
     return reason
 
 
 _MOST_TOKENS = 10**12
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
 
 
 def _read_usage(usage: Any) -> Usage | None:
@@ -122,8 +119,8 @@ def _read_usage(usage: Any) -> Usage | None:
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if not (type(prompt) is type(completion) is int and 0 <= prompt <= _MOST_TOKENS >= completion >= 0):
         return None
-    total = _count(usage.get("total_tokens"))
-    if total is None:
+    total = usage.get("total_tokens")
+    if not (type(total) is int and 0 <= total <= _MOST_TOKENS):
         total = prompt + completion
     of_prompt, of_completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
     if of_prompt is of_completion is None:
@@ -138,7 +135,8 @@ def _read_usage(usage: Any) -> Usage | None:
 
 
 def _detail(details: Any, name: str) -> int:
-    return (_count(details.get(name)) or 0) if type(details) is dict else 0
+    count = details.get(name) if type(details) is dict else None
+    return count if type(count) is int and 0 <= count <= _MOST_TOKENS else 0
 
 
 _CACHE_HITS = frozenset({"HIT", "SEMANTIC HIT"})
@@ -164,8 +162,7 @@ _REQUEST_ID_HEADERS = ("x-request-id", "request-id", "apim-request-id", "x-amzn-
 def read_request_id(headers: Mapping[str, str]) -> str:
     """The provider's name for the answer, "" if it gave none."""
     for name in _REQUEST_ID_HEADERS:
-        value = headers.get(name)
-        if value:
+        if name in headers and (value := headers[name]):
             return _ascii(value[:_WORD_CHARS])
     return ""
 

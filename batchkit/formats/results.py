@@ -63,6 +63,10 @@ __all__ = [
     "scan_lines",
 ]
 
+_BEGIN: Final = b'{"id":"batch_req_%b%016x","custom_id":%b,"response":'
+_END: Final = b',"error":%b,"batchkit":%b'
+_ANSWERED: Final = _BEGIN + b'{"status_code":%d,"request_id":%b,"body":%b}' + _END
+_UNANSWERED: Final = _BEGIN + b"null" + _END
 _SEAL: Final = b',"crc32":"'
 _SEAL_SIZE: Final = len(_SEAL) + 8 + len(b'"}}')
 _BODY: Final = b',"body":'
@@ -102,7 +106,7 @@ def encode(line: OutputLine) -> bytes:
     answer = outcome.answer
     meta: dict[str, Any] = {
         "index": outcome.index,
-        "input_crc32": f"{outcome.input_crc32:08x}",
+        "input_crc32": outcome.input_crc32.to_bytes(4).hex(),
         "job_id": line.job_id,
         "trace_id": outcome.trace_id,
     }
@@ -143,22 +147,24 @@ def encode(line: OutputLine) -> bytes:
     if line.run is not None:
         # The last, where `headed_lines` looks for it.
         meta["run"] = run_to_json(line.run)
+    digest, custom_id, written = (
+        _job_digest(line.job_id),
+        orjson.dumps(outcome.custom_id),
+        orjson.dumps(meta)[:-1],
+    )
     if answer.status is None:
-        response = b"null"
+        covered = _UNANSWERED % (digest, outcome.index, custom_id, error, written)
     else:
-        response = b'{"status_code":%d,"request_id":%b,"body":%b}' % (
+        covered = _ANSWERED % (
+            digest,
+            outcome.index,
+            custom_id,
             answer.status,
             orjson.dumps(answer.request_id) if answer.request_id else b'""',
             b"null" if answer.body is None else answer.body,
+            error,
+            written,
         )
-    covered = b'{"id":"batch_req_%b%016x","custom_id":%b,"response":%b,"error":%b,"batchkit":%b' % (
-        _job_digest(line.job_id),
-        outcome.index,
-        orjson.dumps(outcome.custom_id),
-        response,
-        error,
-        orjson.dumps(meta)[:-1],
-    )
     return covered + b',"crc32":"%08x"}}\n' % crc32(covered)
 
 

@@ -184,13 +184,16 @@ def id_lines(address: EndpointAddress, trace: Trace) -> str | None:
     return f"traceparent: 00-{ids}-01\r\nX-Client-Request-Id: {ids}\r\n"
 
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _metadata_header(metadata: Mapping[str, str]) -> str:
     """One JSON object in ASCII: other alphabets travel as escapes, since a header is no place for UTF-8."""
-    return json.dumps(metadata, separators=(",", ":"))
+    return _to_json(metadata)
 
 
 def _size(headers: Mapping[str, str]) -> int:
-    return sum(len(name) + len(value) + len(": \r\n") for name, value in headers.items())
+    return sum(map(len, headers)) + sum(map(len, headers.values())) + len(": \r\n") * len(headers)
 
 
 _HEX = re.compile("[0-9a-f]+")

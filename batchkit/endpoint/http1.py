@@ -45,7 +45,7 @@ class Http1Endpoint:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(loop, self._timeout)
-        self._pool = Pool(loop, lambda: self.sending())
+        self._pool = Pool(loop, self._tell_sending)
         self._connector = Connector(loop, self._url, self._pool, self._judge)
         self._connecting = asyncio.Semaphore(_CONNECTING_AT_ONCE)
         self._entered = True
@@ -60,6 +60,9 @@ class Http1Endpoint:
         self._deadlines.close()
         self._connector.close()
         await self._pool.close()
+
+    def _tell_sending(self) -> None:
+        self.sending()
 
     async def attempt(self, request: Request, trace: Trace) -> Answer:
         """One HTTP call for `request`. The answer is `Failure` for all that the network or the server does wrong."""

@@ -14,7 +14,7 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from math import inf
@@ -114,9 +114,6 @@ class Tally:
             self.latencies.add(outcome.latency_s)
         self.runs.credit(outcome.finished_at)
         self.over_time.add(outcome)
-
-    def add_all(self, outcomes: Sequence[Outcome]) -> None:
-        for outcome in outcomes: self.add(outcome)
 
     def add_superseded(self, outcome: Outcome) -> None:
         """Add what a failure cost that was asked again, a retry of the job's: no request any more, and no error."""

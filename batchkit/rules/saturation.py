@@ -22,8 +22,10 @@ _NEAR = 0.1
 _UNBIASED = 4.0
 _APART = 2
 """Few in flight are a quarter of many: two powers of two."""
-_RECENT = 300.0
+_RECENT = 300
 """Answers over which is averaged what they take lately, and that are enough to suspect anything."""
+_LOOKED_AT = 30
+"""Answers of about the same level after which they are averaged, and it is looked for a reason to suspect anything."""
 _COUNTED = 800
 """So many answers make a rate that is known to a few percent."""
 _SETTLED = 1.5
@@ -41,23 +43,29 @@ _RARELY = 10.0
 
 
 class _Level:
-    """Attempts that began with about so many others in flight: what all took, and what the last took on average."""
+    """Attempts that began with about so many others in flight: what all took, and what the last took on average.
 
-    __slots__ = ("answers", "first_at", "lately_s", "lately_work", "seconds", "work")
+    Sums grow with each answer; averages are taken of some at once, which is a fraction of the work.
+    """
+
+    __slots__ = ("_averaged", "answers", "first_at", "lately_s", "lately_work", "seconds", "work")
 
     def __init__(self, now: float) -> None:
         self.first_at = now
         self.answers = 0
         self.seconds = self.work = 0.0
+        self._averaged = (0, 0.0, 0.0)
         self.lately_s = self.lately_work = 0.0
 
-    def add(self, seconds: float, work: float) -> None:
-        self.answers += 1
-        self.seconds += seconds
-        self.work += work
-        share = 1.0 / min(self.answers, _RECENT)
-        self.lately_s += share * (seconds - self.lately_s)
-        self.lately_work += share * (work - self.lately_work)
+    def average(self) -> None:
+        """Take those into the averages that came since the last time."""
+        answers, seconds, work = self._averaged
+        self._averaged = (self.answers, self.seconds, self.work)
+        new = self.answers - answers
+        if new:
+            share = new / min(self.answers, _RECENT)
+            self.lately_s += share * ((self.seconds - seconds) / new - self.lately_s)
+            self.lately_work += share * ((self.work - work) / new - self.lately_work)
 
 
 class Saturation:
@@ -108,28 +116,34 @@ class Saturation:
         of_size = self._levels.get(size)
         if of_size is None:
             of_size = self._levels[size] = _Level(now)
-        of_size.add(now - began_at, work)
+        of_size.answers = answers = of_size.answers + 1
+        of_size.seconds += now - began_at
+        of_size.work += work
+        if not answers % _LOOKED_AT:
+            of_size.average()
+            if not self._trying:
+                self._consider(now, level, in_flight, of_size)
+                return
         if self._trying:
-            self._count(now, work, of_size.lately_s)
-        elif now >= self._again_at and in_flight >= _FEWEST and abs(level - in_flight) <= _NEAR * in_flight:
-            self._consider(now, level + 1, size)
+            self._count(now, work, of_size)
 
-    def _consider(self, now: float, in_flight: int, size: int) -> None:
+    def _consider(self, now: float, level: int, in_flight: int, many: _Level) -> None:
         """Begin a trial, if there is a reason for one."""
-        many = self._levels[size]
+        if now < self._again_at or in_flight < _FEWEST or abs(level - in_flight) > _NEAR * in_flight:
+            return
         if many.answers < _RECENT:
             return
         if now - many.first_at < _UNBIASED * many.lately_s:
             return  # those that were answered first are those that took the least
         self._up = self.bound is not None
         if not self._up:
-            few = [each for of, each in self._levels.items() if of <= size - _APART]
+            few = [each for of, each in self._levels.items() if of <= level.bit_length() - _APART]
             seconds, work = sum(each.seconds for each in few), sum(each.work for each in few)
             if sum(each.answers for each in few) < _FEW or (
                 many.lately_s * work < _LONGER * seconds * many.lately_work
             ):
                 return
-        self._trying, self._good, self._rate = in_flight, self.bound, None
+        self._trying, self._good, self._rate = level + 1, self.bound, None
         self._began_at = now
         self._count_from(now, many.lately_s)
 
@@ -139,13 +153,14 @@ class Saturation:
         self._answers = 0
         self._work = 0.0
 
-    def _count(self, now: float, work: float, usual_s: float) -> None:
+    def _count(self, now: float, work: float, of_size: _Level) -> None:
         if now < self._counts_from:
             return
         self._answers += 1
         self._work += work
         if self._answers < _COUNTED or now < self._counts_until:
             return
+        of_size.average()
         rate = self._work / (now - self._counts_from)
         if self._rate is None:
             self._rate = rate
@@ -162,7 +177,7 @@ class Saturation:
                 return
             self._good = self._trying = self.bound or self._trying
         self.bound = round(self._trying / _STEP if self._up else self._trying * _STEP)
-        self._count_from(now + _SETTLED * usual_s, usual_s)
+        self._count_from(now + _SETTLED * of_size.lately_s, of_size.lately_s)
 
     def _end(self, now: float, bound: int | None) -> None:
         self.bound, self._trying = bound, 0

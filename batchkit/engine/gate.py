@@ -163,14 +163,22 @@ class Gate:
 
     def admit_now(self, request: Request) -> Reservation | None:
         """What is reserved for an attempt on `request` that may start at once; None if it would have to wait."""
-        return self._start(request, self._lane(request.model))
+        lane = self._lanes.get(request.model) or self._lane(request.model)
+        if self._places <= 0 or (self.waiting and not self._passes(lane)):
+            return None
+        pacer = lane.pacer
+        now, tokens = self._clock.now(), self._expect(request, lane) if pacer.counts_tokens else 0.0
+        if pacer.reserve(now, tokens) > 0.0:
+            return None
+        self._places -= 1
+        return pacer.reserved(now, tokens)
 
     async def admit(self, request: Request) -> Reservation | None:
         """Wait until an attempt on `request` may start. What is reserved for it, or None when the run is stopping."""
-        lane = self._lane(request.model)
-        reserved = self._start(request, lane)
+        reserved = self.admit_now(request)
         if reserved is not None:
             return reserved
+        lane = self._lane(request.model)
         attempt = _Attempt(request)
         self._enter(lane, attempt)
         try:
@@ -189,19 +197,11 @@ class Gate:
             self._held -= 1
             self._waiting_bytes -= len(request.body)
 
-    def _start(self, request: Request, lane: _Lane) -> Reservation | None:
-        pacer = lane.pacer
-        if (
-            self._places <= 0
-            or self._turns
-            or ((self.waiting if self._ceilings.given else lane.queue) and not pacer.is_open)
-        ):
-            return None
-        now, tokens = self._clock.now(), self._expect(request, lane) if pacer.counts_tokens else 0.0
-        if pacer.reserve(now, tokens) > 0.0:
-            return None
-        self._places -= 1
-        return pacer.reserved(now, tokens)
+    def _passes(self, lane: _Lane) -> bool:
+        """Whether who comes need not stand behind those who wait, as no limit is known or none that they share."""
+        if self._turns:
+            return False
+        return not (self.waiting if self._ceilings.given else lane.queue) or lane.pacer.is_open
 
     def _expect(self, request: Request, lane: _Lane) -> float:
         """What an attempt on `request` will take, as far as can be told and anybody wants to know."""
@@ -313,22 +313,24 @@ class Gate:
         """Tell the pacer what came of an attempt that `admit` let start."""
         self._places += 1
         now = self._clock.now()
-        lane = self._lane(request.model)
+        lane = self._lanes.get(request.model) or self._lane(request.model)
+        pacer, usage = lane.pacer, answer.usage
         if answer.announced is not None:
-            lane.pacer.announced(now, answer.announced, reserved)
-        if isinstance(answer, Failure):
-            if answer.kind in (FailureKind.RATE_LIMITED, FailureKind.OVERLOADED):
-                lane.pacer.refused(now, answer.retry_after, reserved)
-            else:
-                used = None if answer.usage is None else answer.usage.total_tokens
-                lane.pacer.accepted(now, reserved, used)
-        elif answer.usage is None:
-            lane.pacer.accepted(now, reserved)
+            pacer.announced(now, answer.announced, reserved)
+        if not isinstance(answer, Failure):
+            pacer.accepted(now, reserved, None if usage is None else usage.total_tokens)
+            if usage is not None:
+                lane.forecast.learn(len(request.body), usage)
+        elif answer.kind in (FailureKind.RATE_LIMITED, FailureKind.OVERLOADED):
+            pacer.refused(now, answer.retry_after, reserved)
         else:
-            lane.pacer.accepted(now, reserved, answer.usage.total_tokens)
-            lane.forecast.learn(len(request.body), answer.usage)
+            pacer.accepted(now, reserved, None if usage is None else usage.total_tokens)
+        if self.waiting:
+            self._call(lane)
+
+    def _call(self, lane: _Lane) -> None:
+        """Have those at the front ask again who may have waited for an attempt to end, be it for a limit that is not there any more."""
         if lane.queue and (lane.queue[0].nap is None or lane.pacer.awaits_answers):
-            # Whoever stands at the front may have waited for this one to end, be it for a limit that is not there any more.
             lane.call()
         if self._turns:
             self._turns[0].call()

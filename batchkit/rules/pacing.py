@@ -71,6 +71,8 @@ class Pacer:
         self._asked_until = 0.0
         self._held_back_at = -inf
         """When somebody was last told to wait."""
+        self._only_counted_until = -inf
+        """Until then a start is but counted, unless it is one too many for the beginning: no limit is known, and none is waited for."""
 
     def another(self) -> Pacer:
         """A pacer for another model under the same ceilings."""
@@ -185,6 +187,14 @@ class Pacer:
 
         Who was let start keeps what `reserved` says at this moment.
         """
+        beginning = self._beginning
+        if now < self._only_counted_until and (beginning is None or beginning.unproven < beginning.free):
+            self.in_flight += 1
+            self._started += 1
+            self._spent += 1.0
+            if beginning is not None:
+                beginning.unproven += 1
+            return 0.0
         wait = self.wait(now, tokens)
         if wait <= 0.0 and self.ceilings.given:
             wait = self.ceilings.wait(now, tokens)
@@ -206,6 +216,10 @@ class Pacer:
             self._rate.bucket.spend(now, cost)
         if self.ceilings.given:
             self.ceilings.spend(now, tokens)
+        elif not (self.limited or self.counts_tokens or self._unit.in_tokens or self._left_until < inf):
+            self._only_counted_until = min(
+                self._lately.look_at, inf if self._beginning is None else self._beginning.proven_at
+            )
         return 0.0
 
     def reserved(self, now: float, tokens: float = 0.0) -> Reservation:
@@ -231,14 +245,18 @@ class Pacer:
         if (beginning := self._beginning) is not None:
             beginning.free += PER_ANSWER
             beginning.unproven -= 1
-        self.ceilings.settle(now, reserved, actual)
+        if self.ceilings.given:
+            self.ceilings.settle(now, reserved, actual)
         rate = self._rate
         if rate is None and self._crowd.bound is None:
             self._saturation.answered(now, reserved.at, reserved.level, self.in_flight, actual or 0.0)
-        elif self._saturation.bound is not None:
-            self._saturation = Saturation()
-        if rate is not None and rate.dry and reserved.at > self._lowered_at:
-            rate.dry = 0
+            if self._saturation.bound is not None:
+                self._only_counted_until = -inf
+        else:
+            if self._saturation.bound is not None:
+                self._saturation = Saturation()
+            if rate is not None and rate.dry and reserved.at > self._lowered_at:
+                rate.dry = 0
         if self._refused and self._crowd.taken(reserved.at, reserved.level):
             self._forget_rate()
 
@@ -250,6 +268,7 @@ class Pacer:
         """
         self.in_flight -= 1
         self._refused += 1
+        self._only_counted_until = -inf
         self.ceilings.settle(now, reserved, 0.0, usual=False)
         if self._rate is None and self._left_until < inf:
             seconds, started, _ = self._recent(now)
@@ -338,6 +357,7 @@ class Pacer:
     def announced(self, now: float, announced: Announced, reserved: Reservation) -> None:
         """The answer to an attempt announced limits. To be called before `accepted` or `refused`, which end the attempt."""
         belief, rate = self._belief, self._rate
+        self._only_counted_until = -inf
         if not belief.hear(now, announced, reserved.at, self._unit, self._taken, self._begun_at):
             return
         if rate is None:

@@ -25,11 +25,13 @@ class TokenForecast:
     prompt_tokens_per_byte: float = 0.0
     completion_tokens: float = 0.0
     answers: int = 0
+    """Those that were learned from, up to as many as are remembered."""
 
     def learn(self, body_bytes: int, usage: Usage) -> None:
         """Take in what an answered body of `body_bytes` really took."""
-        self.answers += 1
-        share = 1.0 / min(self.answers, _REMEMBERED)
+        if self.answers < _REMEMBERED:
+            self.answers += 1
+        share = 1.0 / self.answers
         self.prompt_tokens_per_byte += share * (
             usage.prompt_tokens / body_bytes - self.prompt_tokens_per_byte
         )

@@ -70,8 +70,8 @@ class Patience:
         """All answers there were."""
         self.answering_s = 0.0
         """The seconds that they took, together."""
-        # With seconds, completion tokens and the most that the request allowed. They are sorted when somebody asks.
-        self._answers: deque[tuple[float, int | None, int | None]] = deque(maxlen=_REMEMBERED)
+        # With seconds, usage and the most that the request allowed. They are sorted when somebody asks.
+        self._answers: deque[tuple[float, Usage | None, int | None]] = deque(maxlen=_REMEMBERED)
         self._doubts = self._right = 0
         self._known: dict[int, list[float]] = {}
         self._known_at = 0
@@ -82,7 +82,7 @@ class Patience:
         """An answer came after `seconds` that took this; its request allowed `most_tokens`, None for any."""
         self.answered += 1
         self.answering_s += seconds
-        self._answers.append((seconds, None if usage is None else usage.completion_tokens, most_tokens))
+        self._answers.append((seconds, usage, most_tokens))
 
     def limit(self, most_tokens: int | None) -> Limit | None:
         """How long to wait for an answer of up to `most_tokens`; None while too little is known."""
@@ -125,7 +125,8 @@ class Patience:
             return
         self._known_at = self.answered
         self._known, self._limits, self._slow_s = {}, {}, {}
-        for seconds, tokens, allowed in self._answers:
+        for seconds, usage, allowed in self._answers:
+            tokens = None if usage is None else usage.completion_tokens
             self._known.setdefault(_size(tokens, allowed), []).append(seconds)
         for took in self._known.values():
             took.sort()

@@ -38,7 +38,17 @@ _SICK_FOR_S = 3600.0
 class RetryBudget:
     """The retries of one run. `workers` is how many requests may be under way at once."""
 
-    __slots__ = ("_answered", "_in_vain", "_left", "_most", "_next_at", "_out", "_sick_since", "_workers")
+    __slots__ = (
+        "_answered",
+        "_in_vain",
+        "_left",
+        "_most",
+        "_next_at",
+        "_out",
+        "_sick_since",
+        "_workers",
+        "well",
+    )
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -50,6 +60,8 @@ class RetryBudget:
         self._out = 0
         self._next_at = 0.0
         self._sick_since: float | None = None
+        self.well = True
+        """Whether nothing is left that `answered` would make better."""
 
     @property
     def _at_once(self) -> int:
@@ -77,6 +89,7 @@ class RetryBudget:
                 return self._next_at - now
         else:
             self._left -= _PRICE
+            self.well = False
         self._out += 1
         return 0.0
 
@@ -86,18 +99,24 @@ class RetryBudget:
 
     def answered(self) -> None:
         """The server gave an answer for good, to a new request or to a retry."""
-        if self._left < self._most:
-            self._left += 1
+        if self.well:
+            return
+        before = self._answered
         self._answered += (1.0 - self._answered) / _WATCHED
         self._in_vain = 0
         self._next_at = 0.0
         self._sick_since = None
+        if self._left < self._most:
+            self._left += 1
+        else:
+            self.well = self._answered == before
 
     def failed(self, failure: Failure, now: float, jitter: float, *, retry: bool = False) -> StopRun | None:
         """An attempt, or a `retry`, was a fault (`rules.retry.is_fault`); `jitter` is random in [0, 1).
 
         Whether the run ends with it: after an hour of nothing else, in which the budget was spent.
         """
+        self.well = False
         if self._sick_since is None:
             self._sick_since = now
         if not retry:

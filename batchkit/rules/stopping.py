@@ -30,8 +30,11 @@ class StopRule:
 
     def __init__(self, run_model: str | None = None) -> None:
         self._run_model = run_model
-        self._succeeded = False
-        self._answers = 0
+        self.proven = False
+        """Whether the endpoint has given a usable completion in this run."""
+        self.well = False
+        """Whether the last answer was one, so that another changes nothing."""
+        self._answered = False
         self._alike: tuple[str, int] | None = ("", 0)
         self._not_api_in_a_row = 0
         self._unreached = 0
@@ -40,14 +43,9 @@ class StopRule:
         self._refusals: deque[float] = deque(maxlen=_REFUSALS)
         self._unknown_models: set[str | None] = set()
 
-    @property
-    def proven(self) -> bool:
-        """Whether the endpoint has given a usable completion in this run."""
-        return self._succeeded
-
     def before(self, request: Request) -> StopRun | None:
         """Whether `request` need not be sent because its model is known to be missing and nothing has succeeded yet."""
-        if not self._succeeded and request.model in self._unknown_models:
+        if not self.proven and request.model in self._unknown_models:
             return StopRun(
                 "model_not_found",
                 f"the endpoint does not know the model {request.model!r} that the requests name; correct the input or the endpoint",
@@ -56,14 +54,16 @@ class StopRule:
 
     def judge(self, request: Request, answer: Answer, now: float) -> StopRun | None:
         """Whether the run ends with this answer. `now` is in seconds of any steady clock."""
-        self._answers += 1
         if isinstance(answer, Reply):
-            self._succeeded = True
-            self._alike = None
-            self._not_api_in_a_row = 0
-            self._unreached_since = None
-            self._refused_since = None
+            if not self.well:
+                self.well = self._answered = self.proven = True
+                self._alike = None
+                self._not_api_in_a_row = 0
+                self._unreached_since = None
+                self._refused_since = None
             return None
+        self.well = False
+        is_first, self._answered = not self._answered, True
         if answer.kind is not FailureKind.NOT_AN_API:
             self._not_api_in_a_row = 0
         if never_reached(answer):
@@ -71,7 +71,7 @@ class StopRule:
             if self._unreached_since is None:
                 self._unreached_since = now
             gone_for_s = now - self._unreached_since
-            if gone_for_s >= _UNREACHED_FOR_S if self._succeeded else self._unreached >= _UNREACHED:
+            if gone_for_s >= _UNREACHED_FOR_S if self.proven else self._unreached >= _UNREACHED:
                 return StopRun("unreachable", f"the endpoint cannot be reached: {answer.message}")
         elif not never_sent(answer):
             self._unreached, self._unreached_since = 0, None
@@ -90,23 +90,23 @@ class StopRule:
             case FailureKind.KEY_REFUSED:
                 self._refusals.append(now)
                 repeated = len(self._refusals) == _REFUSALS and now - self._refusals[0] <= _REFUSALS_WITHIN_S
-                if not self._succeeded or repeated:
+                if not self.proven or repeated:
                     return StopRun(answer.code, f"the endpoint refuses the key: {answer.message}")
             case FailureKind.MISDIRECTED:
-                if not self._succeeded or answer.code != "host_unknown":
+                if not self.proven or answer.code != "host_unknown":
                     return StopRun(answer.code, answer.message)
             case FailureKind.NOT_FOUND:
                 return self._not_found(request, answer)
             case FailureKind.NOT_AN_API:
                 self._not_api_in_a_row += 1
-                if self._answers == 1 or self._not_api_in_a_row >= _ALIKE:
+                if is_first or self._not_api_in_a_row >= _ALIKE:
                     return StopRun("not_an_api", f"this is not a completions API: {answer.message}")
             case _:
                 pass
         return self._all_alike(answer)
 
     def _not_found(self, request: Request, failure: Failure) -> StopRun | None:
-        if self._succeeded:
+        if self.proven:
             return None
         own_model = request.model is not None and request.model != self._run_model
         if own_model and "model" in f"{failure.code} {failure.message}".lower():

@@ -12,12 +12,12 @@ was, and a sum cannot be split afterwards. Each answer is one of three things, a
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Final
 
-from batchkit.records import Failure, FailureKind, Outcome, Reply, Usage
+from batchkit.records import Billed, Failure, FailureKind, Outcome, Reply, Usage
 from batchkit.rules.names import admit
 
 __all__ = [
@@ -108,45 +108,55 @@ class Bill:
         self.cells: dict[str, Cells] = {} if cells is None else cells
         """By model."""
 
-    def add(self, became: int, model: str, usage: Usage | None, *, from_cache: bool = False) -> None:
-        """Add an answer that became `OUTCOMES[became]`; `usage` is None where it is not known."""
+    def add(self, became: int, model: str, usage: Usage | None, *, from_cache: bool = False) -> int:
+        """Add an answer that became `OUTCOMES[became]`; `usage` is None where it is not known. The tokens it took."""
         cells = self.cells.get(model)
         if cells is None:
             cells = self._cells_of(model)
         bands = cells[became]
-        if from_cache:
-            band = FROM_CACHE
-        else:
-            band = 0 if usage is None else bisect_left(BAND_EDGES, usage.prompt_tokens)
-        cell = bands.get(band)
-        if cell is None:
-            cell = bands[band] = list(NO_CELL)
-        cell[0] += 1
         if usage is None:
+            cell = bands.setdefault(FROM_CACHE if from_cache else 0, list(NO_CELL))
+            cell[0] += 1
             cell[1] += 1
-            return
-        prompt, completion = usage.prompt_tokens, usage.completion_tokens
-        cell[2] += prompt
-        cell[3] += completion
-        cell[4] += usage.total_tokens
-        cell[5] += usage.cached_tokens
-        cell[6] += usage.reasoning_tokens
-        # Every answer passes here, and a call of max takes longer than this.
-        if prompt > cell[7]:  # noqa: PLR1730 - as said
-            cell[7] = prompt
-        if completion > cell[8]:  # noqa: PLR1730 - as said
-            cell[8] = completion
+            return 0
+        band = FROM_CACHE if from_cache else bisect_left(BAND_EDGES, usage.prompt_tokens)
+        answers, unknown, prompts, completions, totals, cached, reasoning, longest, longest_completion = (
+            bands.get(band, NO_CELL)
+        )
+        prompt, completion, total = usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
+        # Every answer passes here. A list made anew takes less than to add to each of its numbers, and a comparison less than max.
+        bands[band] = [
+            answers + 1,
+            unknown,
+            prompts + prompt,
+            completions + completion,
+            totals + total,
+            cached + usage.cached_tokens,
+            reasoning + usage.reasoning_tokens,
+            prompt if prompt > longest else longest,  # noqa: FURB136 - as said
+            completion if completion > longest_completion else longest_completion,  # noqa: FURB136 - as said
+        ]
+        return total
+
+    def add_failure(self, failure: Failure, *, superseded: bool = False) -> int:
+        """Add what an answer took that failed its request; `superseded`, one that was asked again. The tokens it took."""
+        if failure.usage is None and not _was_withheld(failure):
+            return 0
+        return self.add(RETRIES if superseded else FAILURES, failure.model, failure.usage)
+
+    def add_billed(self, billed: Iterable[Billed]) -> int:
+        """Add attempts that were repeated. The tokens that they took together."""
+        return sum(self.add(RETRIES, attempt.model, attempt.usage) for attempt in billed)
 
     def add_outcome(self, outcome: Outcome, *, superseded: bool = False) -> None:
         """Add all answers of a request that ended; `superseded`, of a failure whose request was asked again."""
         answer = outcome.answer
         if isinstance(answer, Reply):
             self.add(RESULTS, answer.model, answer.usage, from_cache=answer.from_cache)
-        elif answer.usage is not None or _was_withheld(answer):
-            self.add(RETRIES if superseded else FAILURES, answer.model, answer.usage)
+        else:
+            self.add_failure(answer, superseded=superseded)
         if outcome.billed:
-            for attempt in outcome.billed:
-                self.add(RETRIES, attempt.model, attempt.usage)
+            self.add_billed(outcome.billed)
 
     def merge(self, other: Bill) -> None:
         """Add all that `other` was told."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil, log
@@ -42,13 +43,20 @@ class Latencies:
 
     def add(self, seconds: float) -> None:
         """Add one."""
-        if seconds > self.longest_s:  # noqa: PLR1730 - every request passes here, and a call of max takes longer
-            self.longest_s = seconds
-        if _SHORTEST < seconds < _LONGEST:
-            bucket = ceil(log(seconds) * _PER_LOG)
-        else:
-            bucket = BUCKETS[-1] if seconds >= _LONGEST else BUCKETS[0]
-        self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
+        self.add_all((seconds,))
+
+    def add_all(self, durations: Iterable[float]) -> None:
+        """Add several, or none."""
+        buckets, longest_s = self.buckets, self.longest_s
+        for seconds in durations:
+            if seconds > longest_s:  # noqa: PLR1730 - every request passes here, and a call of max takes longer
+                longest_s = seconds
+            if _SHORTEST < seconds < _LONGEST:
+                bucket = ceil(log(seconds) * _PER_LOG)
+            else:
+                bucket = BUCKETS[-1] if seconds >= _LONGEST else BUCKETS[0]
+            buckets[bucket] = buckets.get(bucket, 0) + 1
+        self.longest_s = longest_s
 
     def merge(self, other: Latencies) -> None:
         """Add all that `other` was told."""

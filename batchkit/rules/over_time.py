@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from math import floor
 from typing import Final
 
-from batchkit.records import FailureKind, FoundLimit, Outcome, Reply, TimeBin
+from batchkit.records import FoundLimit, Outcome, TimeBin
 
 __all__ = ["MAX_BINS", "MAX_MODELS", "MIN_EXPONENT", "Found", "OverTime", "is_news"]
 
@@ -29,8 +29,6 @@ _FINE: Final = 48
 _TELLING: Final = 10
 """More than so many bins only if so many requests ended in each: fewer show chance, and no rate."""
 _NEWS: Final = 0.05
-_RATE_LIMITED: Final = FailureKind.RATE_LIMITED.value
-_OVERLOADED: Final = FailureKind.OVERLOADED.value
 
 Found = tuple[float, int, float, float, float]
 """When a line told of a limit, the line's index, and requests a minute, tokens a minute, in flight; 0 is none."""
@@ -68,26 +66,34 @@ class OverTime:
         self.found: dict[str, dict[int, Found]] = {} if found is None else found
         """The last limit that a line told in a bin, by model."""
 
-    def add(self, outcome: Outcome, *, superseded: bool = False) -> None:
-        """Add a request that ended; `superseded`, a failure that was asked again: what it took, but no request."""
-        answer, retries = outcome.answer, outcome.retries
-        usage = answer.usage
-        tokens = 0 if usage is None else usage.total_tokens
-        if outcome.billed:
-            tokens += sum(attempt.usage.total_tokens for attempt in outcome.billed)
-        refused = retries.get(_RATE_LIMITED, 0) + retries.get(_OVERLOADED, 0) if retries else 0
-        if superseded and not (tokens or refused or outcome.limits):
-            return
-        at = floor(outcome.finished_at * self._per_s)
+    def is_one_bin(self, first: float, last: float) -> bool:
+        """Whether two moments, in Unix time, lie in one bin."""
+        return floor(first * self._per_s) == floor(last * self._per_s)
+
+    def apart(self, outcomes: Iterable[Outcome]) -> Iterable[Sequence[Outcome]]:
+        """Outcomes by the bins that they ended in."""
+        parts: dict[int, list[Outcome]] = {}
+        for outcome in outcomes:
+            parts.setdefault(floor(outcome.finished_at * self._per_s), []).append(outcome)
+        return parts.values()
+
+    def add(self, finished_at: float, results: int, failures: int, refused: int, tokens: int) -> None:
+        """Add so many results, failures, refused attempts and tokens of requests that ended in the bin of this moment."""
+        at = floor(finished_at * self._per_s)
         cell = self.bins.get(at)
         is_new = cell is None
         if cell is None:
             cell = self.bins[at] = [0, 0, 0, 0]
-        if not superseded:
-            cell[0 if isinstance(answer, Reply) else 1] += 1
-        if refused:
-            cell[2] += refused
+        cell[0] += results
+        cell[1] += failures
+        cell[2] += refused
         cell[3] += tokens
+        if is_new:
+            self._fit()
+
+    def tell(self, outcome: Outcome) -> None:
+        """Take in the limits that a line tells of."""
+        at = floor(outcome.finished_at * self._per_s)
         for limit in outcome.limits:
             told = (
                 outcome.finished_at,
@@ -97,8 +103,6 @@ class OverTime:
                 limit.in_flight or 0.0,
             )
             self._find(limit.model, at, told)
-        if is_new:
-            self._fit()
 
     def merge(self, other: OverTime) -> None:
         """Add all that `other` was told."""

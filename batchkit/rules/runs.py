@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from math import inf
@@ -74,16 +74,20 @@ class Runs:
     def credit(self, finished_at: float) -> None:
         """A request ended at `finished_at`, in Unix time."""
         starts = self._starts
-        if starts and finished_at >= starts[-1]:
-            run = self._runs[-1]
-            if finished_at > run.last:  # noqa: PLR1730 - every request passes here, and a call of max takes longer
-                run.last = finished_at
-        elif place := bisect_right(starts, finished_at):
+        if place := bisect_right(starts, finished_at):
             run = self._runs[place - 1]
             run.last = max(run.last, finished_at)
         else:
             first, last = self.stray or (finished_at, finished_at)
             self.stray = (min(first, finished_at), max(last, finished_at))
+
+    def credit_all(self, ends: Sequence[float]) -> None:
+        """Requests, at least one, ended at these moments, which are in order."""
+        if self._starts and ends[0] >= self._starts[-1]:
+            self._runs[-1].last = max(self._runs[-1].last, ends[-1])
+        else:
+            for finished_at in ends:
+                self.credit(finished_at)
 
     def merge(self, other: Runs) -> None:
         """Add all that `other` was told; equal to having been told it, where the two know different runs."""

@@ -14,14 +14,14 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import inf
 from typing import Any, Final
 
-from batchkit.records import Failure, Outcome, Reply, RunHeader, TimeBin, Usage
-from batchkit.rules.bill import Bill, ModelTotal, OutcomeTotal
+from batchkit.records import Failure, FailureKind, Outcome, Reply, RunHeader, TimeBin, Usage
+from batchkit.rules.bill import RESULTS, Bill, ModelTotal, OutcomeTotal
 from batchkit.rules.latencies import Latencies, Latency
 from batchkit.rules.money import sum_of
 from batchkit.rules.names import admit
@@ -31,6 +31,8 @@ from batchkit.rules.runs import Run, Runs
 __all__ = ["ErrorTotal", "Tally"]
 
 MAX_CODES: Final = 100
+_RATE_LIMITED: Final = FailureKind.RATE_LIMITED.value
+_OVERLOADED: Final = FailureKind.OVERLOADED.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +102,66 @@ class Tally:
 
     def add(self, outcome: Outcome) -> None:
         """Add a request that ended."""
-        answer = outcome.answer
-        self._add_attempts(outcome)
-        self.bill.add_outcome(outcome)
-        if isinstance(answer, Reply):
-            self.succeeded += 1
-            if answer.finish_reason == "length":
-                self.truncated += 1
-        else:
-            self.failed += 1
-            self._add_error(answer, outcome)
-        if outcome.attempts:
-            self.latencies.add(outcome.latency_s)
-        self.runs.credit(outcome.finished_at)
-        self.over_time.add(outcome)
+        self.add_all((outcome,))
 
     def add_superseded(self, outcome: Outcome) -> None:
         """Add what a failure cost that was asked again, a retry of the job's: no request any more, and no error."""
-        self._add_attempts(outcome)
-        self.bill.add_outcome(outcome, superseded=True)
-        self.runs.credit(outcome.finished_at)
-        self.over_time.add(outcome, superseded=True)
+        self.add_all((outcome,), superseded=True)
+
+    def add_all(self, outcomes: Sequence[Outcome], *, superseded: bool = False) -> None:
+        """Add several that ended, or none, which together take less work than one after the other."""
+        if not outcomes:
+            return
+        ends = sorted([outcome.finished_at for outcome in outcomes])
+        if len(ends) > 1 and not self.over_time.is_one_bin(ends[0], ends[-1]):
+            for part in self.over_time.apart(outcomes):
+                self.add_all(part, superseded=superseded)
+            return
+        self.runs.credit_all(ends)
+        results = failures = truncated = attempts = refused = tokens = 0
+        is_news = not superseded
+        seconds = []
+        bill = self.bill
+        for outcome in outcomes:
+            answer = outcome.answer
+            if isinstance(answer, Reply):
+                results += 1
+                tokens += bill.add(RESULTS, answer.model, answer.usage, from_cache=answer.from_cache)
+                if answer.finish_reason == "length":
+                    truncated += 1
+            else:
+                failures += 1
+                tokens += bill.add_failure(answer, superseded=superseded)
+                if not superseded:
+                    self._add_error(answer, outcome)
+            if outcome.attempts:
+                attempts += outcome.attempts
+                seconds.append(outcome.latency_s)
+            # What few have is asked of each, and not added up.
+            if outcome.gateway_retries:
+                self.gateway_retries += outcome.gateway_retries
+            if outcome.maybe_billed:
+                self.maybe_billed += outcome.maybe_billed
+            if outcome.maybe_cost:
+                self.maybe_cost = sum_of((self.maybe_cost, outcome.maybe_cost))
+            if outcome.retries:
+                self._add_reasons(outcome.retries)
+                refused += outcome.retries.get(_RATE_LIMITED, 0) + outcome.retries.get(_OVERLOADED, 0)
+            if outcome.billed:
+                tokens += bill.add_billed(outcome.billed)
+            if outcome.limits:
+                self.over_time.tell(outcome)
+                is_news = True
+        self.attempts += attempts
+        if superseded:
+            results = failures = 0
+        else:
+            self.succeeded += results
+            self.failed += failures
+            self.truncated += truncated
+            self.latencies.add_all(seconds)
+        if is_news or refused or tokens:
+            self.over_time.add(ends[0], results, failures, refused, tokens)
 
     def merge(self, other: Tally) -> None:
         """Add all that `other` was told; equal to having been told it, where the two know different runs."""
@@ -139,15 +180,6 @@ class Tally:
         for code, error in other.codes.items():
             name = admit(self.codes, code, MAX_CODES, _add_errors)
             _add_errors(self.codes.setdefault(name, [0, inf, ""]), error)
-
-    def _add_attempts(self, outcome: Outcome) -> None:
-        self.attempts += outcome.attempts
-        self.gateway_retries += outcome.gateway_retries
-        self.maybe_billed += outcome.maybe_billed
-        if outcome.maybe_cost:
-            self.maybe_cost = sum_of((self.maybe_cost, outcome.maybe_cost))
-        if outcome.retries:
-            self._add_reasons(outcome.retries)
 
     def _add_reasons(self, retries: Mapping[str, int]) -> None:
         reasons = self.reasons

@@ -40,11 +40,11 @@ lines = st.lists(st.tuples(outcomes, st.booleans()), max_size=15)
 few_examples = settings(max_examples=50)
 
 
-def fold(told):
-    folded = OverTime()
+def fold(told, tally=None):
+    tally = tally or Tally()
     for each, superseded in told:
-        folded.add(each, superseded=superseded)
-    return folded
+        tally.add_all((each,), superseded=superseded)
+    return tally.over_time
 
 
 @few_examples
@@ -66,11 +66,8 @@ def test_parts_merged_in_any_order_are_the_whole(parts, data):
 @given(lines, lines)
 def test_what_was_kept_and_what_came_behind_it_are_the_whole(before, behind):
     kept = Tally()
-    kept.over_time = fold(before)
-    again = from_state(state_of(kept)).over_time
-    for each, superseded in behind:
-        again.add(each, superseded=superseded)
-    assert again == fold(before + behind)
+    fold(before, kept)
+    assert fold(behind, from_state(state_of(kept))) == fold(before + behind)
 
 
 @few_examples

@@ -1,4 +1,5 @@
 from decimal import Decimal
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -31,6 +32,20 @@ def test_any_order_of_outcomes_gives_an_equal_tally(data):
         bill_module.MAX_MODELS, tally_module.MAX_CODES = bounds
     assert one == other
     assert state_of(one) == state_of(other)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=200)
+def test_outcomes_that_are_added_together_give_the_tally_of_one_after_the_other(data):
+    ended = data.draw(st.lists(outcomes, max_size=30))
+    starts = data.draw(st.lists(st.floats(0, 200), max_size=3))
+    batches = data.draw(st.lists(st.integers(0, 30), max_size=4))
+    together = tally_of(runs=starts)
+    for start, end in pairwise([0, *sorted(batches), 30]):
+        together.add_all(ended[start:end])
+    singly = tally_of(*ended, runs=starts)
+    assert together == singly
+    assert state_of(together) == state_of(singly)
 
 
 def test_a_tally_differs_from_one_that_was_told_more():

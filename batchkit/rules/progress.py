@@ -15,6 +15,9 @@ __all__ = ["DoneIndexes"]
 _MOST_SPREAD: Final = 64
 """Indexes lie together up to this many times as far as they are many: the bytes that marking them takes for each."""
 
+_FEW: Final = 10
+"""Fewer are added one by one in less time than it takes to begin to mark them."""
+
 
 class DoneIndexes:
     """A set of indexes kept as disjoint half-open intervals, merged where they touch."""
@@ -66,10 +69,12 @@ class DoneIndexes:
 
     def add_all(self, indexes: Sequence[int]) -> int | None:
         """Mark all of them done, in one go where they lie together; the first that was already, or that comes twice."""
-        if not indexes:
-            return None
+        if len(indexes) < _FEW:
+            return self._add_singly(indexes)
         first, end = min(indexes), max(indexes) + 1
-        if end - first > _MOST_SPREAD * len(indexes):
+        low, high = bisect_left(self._ends, first), bisect_right(self._starts, end)
+        if end - first > _MOST_SPREAD * len(indexes) or high - low > len(indexes):
+            # They lie far apart, or among more intervals than they are: a bisection for each is less.
             return self._add_singly(indexes)
         # A byte for each index from the first on; one more, so that every interval ends before a zero.
         marks = bytearray(end - first + 1)
@@ -77,7 +82,6 @@ class DoneIndexes:
             marks[index - first] = 1
         if marks.count(1) < len(indexes):
             return self._add_singly(indexes)
-        low, high = bisect_left(self._ends, first), bisect_right(self._starts, end)
         met = list(zip(self._starts[low:high], self._ends[low:high], strict=True))
         for start, stop in met:
             start, stop = max(start, first) - first, min(stop, end) - first
@@ -101,7 +105,10 @@ class DoneIndexes:
         return None
 
     def _add_singly(self, indexes: Iterable[int]) -> int | None:
-        return next((index for index in sorted(indexes) if not self.add(index)), None)
+        for index in sorted(indexes):
+            if not self.add(index):
+                return index
+        return None
 
     def intervals(self) -> Iterator[tuple[int, int]]:
         """The intervals in ascending order, as the constructor takes them."""

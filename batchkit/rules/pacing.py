@@ -71,6 +71,8 @@ class Pacer:
         self._asked_until = 0.0
         self._held_back_at = -inf
         """When somebody was last told to wait."""
+        self.counts_tokens = self.ceilings.tokens.per_s is not None
+        """Whether a forecast of tokens is worth making."""
         self._only_counted_until = -inf
         """Until then a start is but counted, unless it is one too many for the beginning: no limit is known, and none is waited for."""
 
@@ -133,11 +135,6 @@ class Pacer:
         return self._beginning is not None or self._bounded or self.ceilings.given
 
     @property
-    def counts_tokens(self) -> bool:
-        """Whether a forecast of tokens is worth making."""
-        return self._rate is not None or self._belief.tokens_told or self.ceilings.tokens.per_s is not None
-
-    @property
     def limits_tokens(self) -> bool:
         """Whether a limit in force counts tokens, so that what a request takes is worth knowing well."""
         return self.ceilings.tokens.per_s is not None or (self._rate is not None and self._unit.in_tokens)
@@ -151,6 +148,12 @@ class Pacer:
     def paused_for(self, now: float) -> float:
         """Seconds until a pause that the server asked for is over; 0.0 when there is none. Those of the pacer's own are none."""
         return max(0.0, self._asked_until - now)
+
+    def _look_what_counts(self) -> None:
+        """A rate, or what is believed of tokens, may have come or gone."""
+        self.counts_tokens = (
+            self._rate is not None or self._belief.tokens_told or self.ceilings.tokens.per_s is not None
+        )
 
     # --- starting ---
 
@@ -325,6 +328,7 @@ class Pacer:
             seconds, started, _ = self._recent(now)
             self._rate = FoundRate.guessed(now, reserved, started, seconds, cost)
             self._beginning = None
+            self._look_what_counts()
         elif not self._rate.lower(now, reserved, cost, self._strays):
             return
         self._lowered_at = now
@@ -339,6 +343,7 @@ class Pacer:
         """The number in flight explains all: there is no rate."""
         self._clean_from = self._started
         self._rate = None
+        self._look_what_counts()
         self._beginning = None
         self._unit.in_tokens = False
         self._strays.forget()
@@ -358,7 +363,9 @@ class Pacer:
         """The answer to an attempt announced limits. To be called before `accepted` or `refused`, which end the attempt."""
         belief, rate = self._belief, self._rate
         self._only_counted_until = -inf
-        if not belief.hear(now, announced, reserved.at, self._unit, self._taken, self._begun_at):
+        believed = belief.hear(now, announced, reserved.at, self._unit, self._taken, self._begun_at)
+        self._look_what_counts()
+        if not believed:
             return
         if rate is None:
             if self._crowd.bound is None and (until := belief.left_until(reserved, self._unit)) is not None:
@@ -380,6 +387,7 @@ class Pacer:
         self._strays.begin(self._spent)
         if self._rate is None:
             self._rate = FoundRate.announced(now, limit, self._spent)
+            self._look_what_counts()
         else:
             self._rate.announce(now, limit, self._spent)
         return self._rate

@@ -117,6 +117,8 @@ class Delivery:
         self._outage = Outage()
         self._cut_off = gate.queue()
         self._told_of_retries = False
+        self._is_well = False
+        """Whether the last answer was a completion, and one more would change nothing."""
         self._stop_rule = stop_rule
         self._tracer = tracer
         self._stop = stop
@@ -199,8 +201,7 @@ class Delivery:
     async def _try(self, request: Request, trace_id: str, history: _History) -> Answer | None:
         """One attempt and the decision after it. None when the run stops first or with it."""
         history.decision = None
-        verdict = self._stop_rule.before(request)
-        if verdict is not None:
+        if not self._stop_rule.proven and (verdict := self._stop_rule.before(request)) is not None:
             self._end_run(verdict)
             return None
         if (history.retries_fault or self._outage.since is not None) and not await self._turn(history):
@@ -241,7 +242,10 @@ class Delivery:
         if history.hedge is not None:
             answer = await self._first_of_both(history, answer)
             now = self._clock.now()
-        verdict = self._stop_rule.judge(request, answer, now) or self._learn(history, answer, now)
+        verdict = None
+        if not (self._is_well and isinstance(answer, Reply)) or history.retries_fault:
+            verdict = self._stop_rule.judge(request, answer, now) or self._learn(history, answer, now)
+            self._is_well = self._stop_rule.well and self._budget.well and self._outage.since is None
         if isinstance(answer, Reply):
             if not answer.from_cache:
                 history.patience.learn(history.latency_s, answer.usage, request.max_tokens)
@@ -363,6 +367,7 @@ class Delivery:
 
     async def _turn(self, history: _History) -> bool:
         """Wait for it: a retry in the budget's queue, everyone while the endpoint is out of reach. False if the run stops."""
+        self._is_well = False
         if history.retries_fault and not await self._retries.wait(
             lambda: self._budget.ask(self._clock.now())
         ):

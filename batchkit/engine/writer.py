@@ -19,7 +19,7 @@ from batchkit.engine.gate import Clock
 from batchkit.engine.stop import Stop
 from batchkit.errors import OutputFull, OutputUnwritable
 from batchkit.events import Event, Notice, RequestFinished
-from batchkit.records import Outcome
+from batchkit.records import Failure, Outcome
 from batchkit.rules.progress import DoneIndexes
 from batchkit.rules.tally import Tally
 
@@ -83,7 +83,7 @@ class Writer:
         if len(outcomes) == 1:
             self._come.set()
         # A failure may be one too many for the run, and lines that cannot be sent fail by the thousand in one turn.
-        if len(outcomes) >= _TOGETHER or not outcome.succeeded:
+        if len(outcomes) >= _TOGETHER or isinstance(outcome.answer, Failure):
             self.flush()
 
     async def run(self) -> None:
@@ -193,6 +193,6 @@ class Writer:
 
 def _alike(outcomes: Sequence[Outcome]) -> Iterator[Sequence[Outcome]]:
     """Those that stand behind one another and belong into the same file, some at a time."""
-    for _, alike in groupby(outcomes, key=attrgetter("succeeded")):
+    for _, alike in groupby(outcomes, key=attrgetter("answer.__class__")):
         while some := list(islice(alike, _TOGETHER)):
             yield some

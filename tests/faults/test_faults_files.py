@@ -225,6 +225,18 @@ async def test_fault_08_to_11_whichever_step_of_the_disk_fails_nothing_is_lost_a
     assert k > {"sync": 5, "rename": 2}.get(min(HITS[kind]), 5)
 
 
+async def test_fault_08_a_first_line_that_finds_no_room_keeps_the_header_of_its_run(make_job):
+    job, writes = make_job(REQUESTS), count()
+
+    def fault(what, _number):
+        if what == "write" and next(writes) < 2:
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+    assert_done(job, await job.run(FaultyDisk(fault)))
+    headers = [line.run is not None for line in read_output(job.output)]
+    assert headers == [True] + [False] * (len(headers) - 1)
+
+
 async def test_fault_10_a_short_write_is_finished(make_job):
     job = make_job(REQUESTS)
     disk = FaultyDisk(lambda what, number: 1 + number % 50 if what == "write" else None)

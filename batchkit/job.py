@@ -337,7 +337,7 @@ class JobRun:
             emit=monitor.emit if settings.max_failures is None else self._tell_of_failures,
             told_with=LimitNews(gate, clock).told_with,
         )
-        endpoint.sending = writer.flush
+        endpoint.sending = writer.sending
         pipeline = self._pipeline = Pipeline(
             self._source.batches(state.index, state.offset),
             parse=self._parse,

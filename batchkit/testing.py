@@ -22,6 +22,7 @@ from typing import TypeVar
 import anyio
 import orjson
 
+from batchkit.endpoint.room import Room
 from batchkit.engine.gate import Clock
 from batchkit.records import Answer, Failure, FailureKind, Reply, Request, Trace, Usage
 from batchkit.store import Disk
@@ -108,9 +109,14 @@ class ScriptedEndpoint:
         """Every attempt, in the order in which they began."""
         self.in_flight = 0
         self.most_in_flight = 0
+        self.sending: Callable[[], Room | None] = lambda: None
+        """Called before each attempt, which a `Room` is waited for first."""
 
     async def attempt(self, request: Request, trace: Trace) -> Answer:
         """The next answer for this request."""
+        while (room := self.sending()) is not None:
+            if not await room():
+                return failure(FailureKind.CONNECTION_ERROR)
         self.attempts.append((request, trace))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)

@@ -513,6 +513,42 @@ async def test_one_connection_serves_one_attempt_after_another():
     assert server.connections == 1
 
 
+async def test_nothing_is_sent_before_there_is_room_for_the_answer():
+    """Who waits for it meets no deadline, and keeps the connection."""
+    server, room, waited = ScriptedServer(http(200, GOOD)), asyncio.Event(), 0
+
+    async def until_room() -> bool:
+        nonlocal waited
+        waited += 1
+        await room.wait()
+        return True
+
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=10) as endpoint:
+        assert await endpoint.attempt(REQUEST, TRACE) == GOOD_REPLY
+        endpoint.sending = lambda: None if room.is_set() else until_room
+        attempt = asyncio.ensure_future(endpoint.attempt(REQUEST, TRACE))
+        while not waited:
+            await asyncio.sleep(0)
+        assert len(server.heads) == 1
+        room.set()
+        assert await attempt == GOOD_REPLY
+    assert len(server.heads) == 2
+    assert server.connections == 1
+
+
+async def test_where_there_is_no_room_any_more_nothing_is_sent_nor_billed():
+    async def none_any_more() -> bool:
+        return False
+
+    server = ScriptedServer(http(200, GOOD))
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=10) as endpoint:
+        endpoint.sending = lambda: none_any_more
+        answer = await endpoint.attempt(REQUEST, TRACE)
+        assert isinstance(answer, Failure)
+        assert (answer.kind, answer.maybe_billed) == (Kind.CONNECTION_ERROR, False)
+    assert not server.heads
+
+
 async def test_fault_37_a_kept_connection_that_the_server_closed_costs_no_attempt():
     """The server closes after each answer without a word; the next attempt begins in the very moment the answer is in."""
     server = ScriptedServer(then_closing(http(200, GOOD)))

@@ -16,10 +16,11 @@ from typing import Protocol, Self
 
 from batchkit.endpoint.bounds import BODY_BYTES, HEADER_FIELD_BYTES, KEEPALIVE_S
 from batchkit.endpoint.http1 import Http1Endpoint
+from batchkit.endpoint.room import Room
 from batchkit.formats.headers import EndpointAddress
 from batchkit.records import Answer, Request, Trace
 
-__all__ = ["BODY_BYTES", "HEADER_FIELD_BYTES", "KEEPALIVE_S", "Endpoint", "open_endpoint"]
+__all__ = ["BODY_BYTES", "HEADER_FIELD_BYTES", "KEEPALIVE_S", "Endpoint", "Room", "open_endpoint"]
 
 
 class Endpoint(Protocol):
@@ -31,8 +32,8 @@ class Endpoint(Protocol):
 
     connected: Callable[[], None]
     """Called when a connection has come about, long before anything is answered over it."""
-    sending: Callable[[], None]
-    """Called before requests are sent, once for all that leave together. It raises nothing."""
+    sending: Callable[[], Room | None]
+    """Called before requests are sent, once for all that leave together. None lets them; a `Room` is waited for first."""
 
     async def attempt(self, request: Request, trace: Trace) -> Answer:
         """One HTTP call for `request`. The answer is `Failure` for all that the network or the server does wrong."""

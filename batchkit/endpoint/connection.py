@@ -9,6 +9,7 @@ import asyncio
 from typing import Protocol, cast
 
 from batchkit.endpoint.reading import AnswerReader, End
+from batchkit.endpoint.room import Room
 from batchkit.endpoint.silence import fileno, is_silent
 
 __all__ = ["Connection", "Owner"]
@@ -54,6 +55,7 @@ class Connection(asyncio.Protocol):
         "_unsent",
         "_waiter",
         "end",
+        "held_back",
         "reader",
         "reusable",
         "sent",
@@ -76,6 +78,8 @@ class Connection(asyncio.Protocol):
         """Whether another exchange can follow."""
         self.stale = False
         """Whether a kept connection turned out to have been left by the server, before anything was sent on it."""
+        self.held_back: Room | None = None
+        """What is to be waited for before a request is sent that was not for want of it."""
         self._waiter: asyncio.Future[None] | None = None
         """Who waits for the exchange that is under way."""
         self.end: End | None = None
@@ -89,6 +93,7 @@ class Connection(asyncio.Protocol):
         """Send a request soon; what is done when there is an answer, or can be none any more."""
         self._kept = self.reusable
         self.reusable = self.sent = self.stale = False
+        self.held_back = None
         self._waiter = waiter = self._loop.create_future()
         if self._transport is None:
             self._ended(End.LOST)  # a new one, of which the server thought better
@@ -115,6 +120,14 @@ class Connection(asyncio.Protocol):
             transport.write(head)
             self._unsent = memoryview(body)
             self._write_on()
+
+    def hold_back(self, room: Room) -> None:
+        """End the exchange before anything of it is sent, if it is still wanted; another can follow."""
+        if self._request is not None and self._transport is not None:
+            self._request = None
+            self.held_back = room
+            self.reusable = not self._transport.is_closing()
+            self._ended(End.LOST)
 
     def overdue(self) -> None:
         """End the exchange: its time is up."""

@@ -21,6 +21,7 @@ from batchkit.endpoint.deadlines import Deadlines
 from batchkit.endpoint.judging import Judge
 from batchkit.endpoint.pool import Pool
 from batchkit.endpoint.reading import End
+from batchkit.endpoint.room import Room
 from batchkit.formats.headers import EndpointAddress, attempt_headers, id_lines
 from batchkit.records import Answer, Request, Trace
 
@@ -40,7 +41,7 @@ class Http1Endpoint:
         self._judge = Judge(address, url.host or "", timeout)
         self._entered = False
         self.connected: Callable[[], None] = lambda: None
-        self.sending: Callable[[], None] = lambda: None
+        self.sending: Callable[[], Room | None] = lambda: None
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -61,8 +62,8 @@ class Http1Endpoint:
         self._connector.close()
         await self._pool.close()
 
-    def _tell_sending(self) -> None:
-        self.sending()
+    def _tell_sending(self) -> Room | None:
+        return self.sending()
 
     async def attempt(self, request: Request, trace: Trace) -> Answer:
         """One HTTP call for `request`. The answer is `Failure` for all that the network or the server does wrong."""
@@ -84,10 +85,16 @@ class Http1Endpoint:
                 answered = connection.exchange(head, request.body)
                 del head
                 await answered
-                if not connection.stale:
+                room = connection.held_back
+                if room is None and not connection.stale:
                     return self._judged(connection)
                 self._deadlines.stop(connection)
                 self._pool.put_back(connection)
+                connection = None
+                if room is not None:
+                    if not await room():
+                        return self._judge.unanswered(sent=False)
+                    due = self._deadlines.next()
                 connection = self._pool.take()
                 head = self._head.spelled(request, trace)
         except NotConnected as reason:

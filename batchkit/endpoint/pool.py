@@ -8,6 +8,7 @@ from collections.abc import Callable
 from batchkit.endpoint import bounds
 from batchkit.endpoint.connection import Connection
 from batchkit.endpoint.reading import AnswerReader
+from batchkit.endpoint.room import Room
 
 __all__ = ["Pool"]
 
@@ -15,10 +16,12 @@ __all__ = ["Pool"]
 class Pool:
     """The connections of an endpoint: all that are open, so that none is left behind, and those of them that are idle.
 
-    `sending` is called before what leaves in one turn of the event loop does.
+    `sending` is called before what leaves in one turn of the event loop does, and keeps it from leaving by a `Room`.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sending: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sending: Callable[[], Room | None] = lambda: None
+    ) -> None:
         self._loop = loop
         self._sending = sending
         self.readers: list[AnswerReader] = []
@@ -59,9 +62,12 @@ class Pool:
 
     def _send(self) -> None:
         leaving, self._leaving = self._leaving, []
-        self._sending()
+        room = self._sending()
         for connection in leaving:
-            connection.send()
+            if room is None:
+                connection.send()
+            else:
+                connection.hold_back(room)
 
     def opened(self, connection: Connection) -> None:
         self._open.add(connection)

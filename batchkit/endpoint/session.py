@@ -25,6 +25,7 @@ from batchkit.endpoint import bounds
 from batchkit.endpoint.deadlines import Deadlines
 from batchkit.endpoint.decoding import TooLarge
 from batchkit.endpoint.judging import Head, Judge
+from batchkit.endpoint.room import Room
 from batchkit.endpoint.silence import fileno, is_silent
 from batchkit.formats.headers import EndpointAddress, attempt_headers
 from batchkit.formats.proxies import Proxy
@@ -51,7 +52,7 @@ class SessionEndpoint:
         self._proxy = address.proxy
         self._session: aiohttp.ClientSession | None = None
         self.connected: Callable[[], None] = lambda: None
-        self.sending: Callable[[], None] = lambda: None
+        self.sending: Callable[[], Room | None] = lambda: None
 
     async def __aenter__(self) -> Self:
         self._deadlines = Deadlines(asyncio.get_running_loop(), self._timeout)
@@ -95,6 +96,9 @@ class SessionEndpoint:
         if self._session is None:
             raise RuntimeError("the endpoint is used outside `async with`")
         _stage.set(_Stage.REUSED)
+        while (room := self.sending()) is not None:
+            if not await room():
+                return self._judge.unanswered(sent=False)
         try:
             async with self._deadlines.limit(self._deadlines.next()):
                 return await self._exchange(self._session, request, trace)
@@ -108,7 +112,6 @@ class SessionEndpoint:
             headers = attempt_headers(self._address, request.portkey, trace)
             if self._proxy is not None:
                 headers, proxy_headers = self._headers_by_proxy(self._proxy, headers)
-            self.sending()
             # aiohttp warns of large bytes; a file is written in pieces.
             large = len(request.body) > _LARGE_BODY_BYTES
             response = await session.post(

@@ -68,7 +68,7 @@ class Pipeline:
         clock: Clock,
         limit: int | None = None,
         before: int = 0,
-        room: Callable[[], Awaitable[None] | None] = lambda: None,
+        room: Callable[[], Awaitable[object] | None] = lambda: None,
         held: Callable[[], int] = lambda: 0,
     ) -> None:
         self._batches = batches

@@ -1,7 +1,7 @@
 """The one writer: outcomes become lines, then a part of the totals, then news.
 
 In that order, so that no total can count what has no line. The outcomes of one turn of the event loop are written together, by a
-task that is woken by the first of them, or sooner by who is about to send anything (`flush`): at no moment are there more answers
+task that is woken by the first of them, or sooner by who is about to send anything (`sending`): at no moment are there more answers
 without a line, and requests on their way, than may be in flight. Syncing and the checkpoint are a task of their own, since waiting
 for a disk is no reason to stop reading answers.
 """
@@ -99,9 +99,14 @@ class Writer:
         if self._outcomes and not self._is_full and self._broke is None:
             self._put()
 
-    def room(self) -> Awaitable[None] | None:
-        """None while lines find room; else what waits until they do, or until the run stops."""
+    def room(self) -> Awaitable[bool] | None:
+        """None while lines find room; else what waits until they do, which is false when the run stops first."""
         return self._until_room() if self._is_full else None
+
+    def sending(self) -> Callable[[], Awaitable[bool]] | None:
+        """To be asked before requests are sent. What ended before is written now; where it cannot be, what waits until it can."""
+        self.flush()
+        return None if not self._is_full and self._broke is None else self._until_room
 
     async def settle(self) -> None:
         """Have everything written. Raises OutputUnwritable, also if the run stops and there still is no room."""
@@ -186,9 +191,10 @@ class Writer:
         if self._broke is not None:
             raise self._broke
 
-    async def _until_room(self) -> None:
+    async def _until_room(self) -> bool:
         while self._is_full and self._stop.cause is None:
             await self._clock.sleep(SYNC_INTERVAL_S)
+        return not self._is_full and self._broke is None
 
 
 def _alike(outcomes: Sequence[Outcome]) -> Iterator[Sequence[Outcome]]:

@@ -82,9 +82,10 @@ class Dying(store.Disk):
 
     def write(self, descriptor, data):
         if data.startswith(b'{"id":"batch_req_'):
-            Dying.lines += 1
-            if Dying.lines == 6:
-                os.write(descriptor, data[:100])
+            whole = sum(map(len, data.splitlines(keepends=True)[: 5 - Dying.lines]))
+            Dying.lines += data.count(b"\\n")
+            if Dying.lines > 5:
+                os.write(descriptor, data[: whole + 100])
                 os.kill(os.getpid(), signal.SIGKILL)
         return super().write(descriptor, data)
 

@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
@@ -146,12 +146,14 @@ class BillingEndpoint:
         self._clock = clock
         self._crash_at = crash_at
         self._attempts = 0
-        self.sending: Callable[[], None] = lambda: None
+        self.sending: Callable[[], Callable[[], Awaitable[bool]] | None] = lambda: None
 
     async def attempt(self, request: Request, trace: Trace) -> Answer:
         world, random = self._world, self._world.random
+        while (room := self.sending()) is not None:
+            if not await room():
+                return failure(FailureKind.CONNECTION_ERROR)
         self._attempts += 1
-        self.sending()
         drawn, latency = random.random(), random.lognormvariate(0, 1)
         answer: Answer | None = None
         for share, kind in (
@@ -327,10 +329,10 @@ def crash(world: World, disk: FaultyDisk) -> None:
     random = world.random
     world.crashes += 1
     before = raw_lines_of(world)
-    # What was answered and has no line yet, and what is on its way: together no more than may be in flight, but on a full disk.
+    # What was answered and has no line yet, and what is on its way: together no more than may be in flight.
     without_line = world.answered - {line["batchkit"]["index"] for line in read(before)}
     lost_in_memory = len(without_line) + world.in_flight.total()
-    assert world.was_full or lost_in_memory <= world.concurrency, f"{lost_in_memory} were lost in memory"
+    assert lost_in_memory <= world.concurrency, f"{lost_in_memory} were lost in memory"
     world.forgiven += lost_in_memory
     if random.random() < 0.5:
         disk.lose_power(world.output.parent, random)

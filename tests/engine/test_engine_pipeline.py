@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -177,6 +178,50 @@ async def test_a_writer_that_breaks_ends_the_run_with_its_own_error():
     scene = Scene(100, write=write)
     with pytest.raises(OutputUnwritable, match="the disk is gone"):
         await scene.pipeline.run()
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()  # or whoever closes what the run had open would be cancelled at it
+
+
+async def test_an_abandoned_run_ends_all_attempts_at_once():
+    ended: list[int] = []
+
+    async def deliver(request: Request) -> Outcome | None:
+        if request.index >= 20:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                ended.append(request.index)
+        return await scene.deliver(request)
+
+    scene = Scene(100, concurrency=8, deliver=deliver)
+    async with anyio.create_task_group() as group:
+        group.start_soon(_abandon_when, scene, lambda: len(scene.written) == 20)
+        with scene.stop.abandoned:
+            await scene.pipeline.run()
+    assert scene.stop.abandoned.cancelled_caught
+    assert sorted(ended) == list(range(20, 28))
+    assert scene.pipeline.position() == (20, 200)
+
+
+async def test_what_breaks_while_a_run_is_abandoned_is_its_error():
+    async def deliver(request: Request) -> Outcome | None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise OutputUnwritable("the disk is gone")
+
+    scene = Scene(100, deliver=deliver)
+    async with anyio.create_task_group() as group:
+        group.start_soon(_abandon_when, scene, lambda: scene.pipeline.busy > 0)
+        with pytest.raises(OutputUnwritable, match="the disk is gone"), scene.stop.abandoned:
+            await scene.pipeline.run()
+
+
+async def _abandon_when(scene: Scene, comes: Callable[[], bool]) -> None:
+    while not comes():
+        await anyio.lowlevel.checkpoint()
+    scene.stop.abandon(Interrupted(15, "at once"))
 
 
 async def test_an_input_that_breaks_drains_the_run_and_is_its_cause():

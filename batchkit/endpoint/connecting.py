@@ -13,6 +13,7 @@ from yarl import URL
 from batchkit.endpoint import bounds
 from batchkit.endpoint.addresses import Addresses, AddressInfo
 from batchkit.endpoint.connection import Connection, Owner
+from batchkit.endpoint.deadlines import Deadlines
 from batchkit.endpoint.judging import Judge
 from batchkit.records import Failure
 
@@ -37,6 +38,7 @@ class Connector:
     def __init__(self, loop: asyncio.AbstractEventLoop, url: URL, owner: Owner, judge: Judge) -> None:
         self._loop = loop
         self._addresses = Addresses(loop, url.raw_host or "", url.port or 0)
+        self._deadlines = Deadlines(loop, bounds.CONNECT_S)
         self._tls = _tls_settings(url)
         self._owner = owner
         self._judge = judge
@@ -46,6 +48,7 @@ class Connector:
         """No connection is wanted any more."""
         self._closed = True
         self._addresses.close()
+        self._deadlines.close()
 
     async def connect(self) -> Connection:
         """A new connection. Raises NotConnected."""
@@ -55,7 +58,7 @@ class Connector:
             raise NotConnected(self._judge.host_unknown()) from None
         connection = Connection(self._loop, self._owner)
         try:
-            async with asyncio.timeout(bounds.CONNECT_S):
+            with self._deadlines.limit(self._deadlines.next()):
                 where = await self._where(addresses)
                 await self._loop.create_connection(lambda: connection, **where, **self._tls)
             if self._closed:

@@ -1,4 +1,4 @@
-"""The deadlines of all attempts under one timer: a timer for each would cost an attempt some 10 µs on uvloop."""
+"""The deadlines of all that take equally long under one timer: one for each would cost an attempt some 10 µs on uvloop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Ending(Protocol):
 
 
 class Deadlines:
-    """Those of one endpoint, whose attempts take at most `timeout` seconds and a hundredth; a deadline is told in the loop's time."""
+    """Those of what takes at most `timeout` seconds and a hundredth; a deadline is told in the loop's time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout: float) -> None:
         self._loop = loop
@@ -34,7 +34,7 @@ class Deadlines:
         self._due = inf
 
     def next(self) -> float:
-        """The deadline of an attempt that begins now."""
+        """The deadline of what begins now."""
         return self._loop.time() + self._timeout
 
     def start(self, ending: Ending, due: float) -> None:
@@ -85,23 +85,28 @@ class Limit:
     Thousands wait in one when a run begins.
     """
 
-    __slots__ = ("_deadlines", "_due", "_timeout")
+    __slots__ = ("_cancelling", "_deadlines", "_due", "_over", "_task")
 
     def __init__(self, deadlines: Deadlines, due: float) -> None:
         self._deadlines = deadlines
         self._due = due
-        self._timeout = asyncio.timeout(None)
+        self._over = False
 
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
         self._deadlines.start(self, self._due)
 
-    async def __aexit__(
+    def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._deadlines.stop(self)
-        await self._timeout.__aexit__(exc_type, exc, traceback)
+        if self._over and self._task.uncancel() <= self._cancelling and exc_type is asyncio.CancelledError:
+            raise TimeoutError from exc
 
     def overdue(self) -> None:
         """Cancel what is done within it."""
-        self._timeout.reschedule(0.0)
+        self._over = True
+        self._task.cancel()

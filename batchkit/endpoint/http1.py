@@ -123,12 +123,13 @@ class Http1Endpoint:
     async def _connection(self, due: float) -> Connection:
         """A new connection, or one that has become idle before its turn has come. Raises NotConnected."""
         try:
-            async with self._deadlines.limit(due), self._connecting:
-                connection = self._pool.take()
-                if connection is None:
-                    connection = await self._connector.connect()
-                    self.connected()
-                return connection
+            with self._deadlines.limit(due):
+                async with self._connecting:
+                    connection = self._pool.take()
+                    if connection is None:
+                        connection = await self._connector.connect()
+                        self.connected()
+                    return connection
         except TimeoutError:
             raise NotConnected(self._judge.overdue(sent=False)) from None
 

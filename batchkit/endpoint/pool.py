@@ -96,9 +96,12 @@ class Pool:
         """Close what has been idle for too long."""
         self._sweeper = None
         oldest = self._loop.time() - bounds.KEEPALIVE_S
-        for connection, since in list(self._idle.items()):
+        expired: list[Connection] = []
+        for connection, since in self._idle.items():
             if since > oldest:
                 self._sweeper = self._loop.call_at(since + bounds.KEEPALIVE_S, self._sweep)
-                return
+                break
+            expired.append(connection)
+        for connection in expired:
             del self._idle[connection]
             connection.close()

@@ -100,7 +100,7 @@ class SessionEndpoint:
             if not await room():
                 return self._judge.unanswered(sent=False)
         try:
-            async with self._deadlines.limit(self._deadlines.next()):
+            with self._deadlines.limit(self._deadlines.next()):
                 return await self._exchange(self._session, request, trace)
         except TimeoutError:
             by = "" if self._proxy is None else f" through the proxy {self._proxy.url}"

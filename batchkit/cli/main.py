@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_BETWEEN_COLLECTIONS = 20_000
+_BETWEEN_COLLECTIONS = 50_000
 """So many more objects that could be in a cycle than at the last look; some megabytes, if all were garbage."""
 
 _EPILOG = """\

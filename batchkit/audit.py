@@ -19,7 +19,7 @@ from anyio import run_process, to_thread
 
 from batchkit import child
 from batchkit.errors import JobDamaged
-from batchkit.outputs import JobPaths, check_output, read_output
+from batchkit.outputs import JobPaths, check_output, read_output, together
 from batchkit.rules.tally import Tally
 from batchkit.rules.tally_state import state_of, tally_of
 
@@ -79,18 +79,15 @@ class Audit:
                 check_output(path, 0, end)
             return None
         tally = Tally()
-        for path, end in ends:
-            for line in read_output(path, 0, end):
+        parts = [(read_output(path, 0, end), False) for path, end in ends]
+        parts += [(read_output(path), True) for path in paths.superseded()]
+        for lines, superseded in parts:
+            for some in together(lines):
                 if left is not None and left.is_set():
                     return None
-                if line.run is not None:
-                    tally.begin_run(line.run)
-                tally.add(line.outcome)
-        for path in paths.superseded():
-            for line in read_output(path):
-                if line.run is not None:
-                    tally.begin_run(line.run)
-                tally.add_superseded(line.outcome)
+                if some[0].run is not None:
+                    tally.begin_run(some[0].run)
+                tally.add_all([line.outcome for line in some], superseded=superseded)
         return tally
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,10 +32,14 @@ __all__ = [
     "read_holder",
     "read_output",
     "scan_output",
+    "together",
 ]
 
 _SCANNED_BYTES: Final = 1 << 17
 """What stays in a core's cache: with a megabyte a scan takes a fifth longer."""
+_TOGETHER: Final = 64
+_TOGETHER_SIZE: Final = 1 << 20
+"""So many lines are handed on together, or fewer once what may be long in them comes to this size."""
 _NAME_BYTES: Final = 200
 """File systems take 255; the files beside the output have longer names than it."""
 
@@ -170,6 +174,24 @@ def read_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[
             except BrokenLineError as error:
                 raise _damaged(path, offset, error) from error
             offset += len(line)
+
+
+def together(lines: Iterable[OutputLine]) -> Iterator[list[OutputLine]]:
+    """Lines in their order, some at a time, at least one; one with a run header only as the first of them."""
+    some: list[OutputLine] = []
+    held = 0
+    for line in lines:
+        if line.run is not None and some:
+            yield some
+            some, held = [], 0
+        some.append(line)
+        held += len(line.outcome.answer.body or b"") + len(line.outcome.custom_id)
+        # Before the next line is read, which may be as long as a hundred thousand others.
+        if len(some) == _TOGETHER or held >= _TOGETHER_SIZE:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
 
 
 def _damaged(path: Path, offset: int, error: BrokenLineError) -> JobDamaged:

@@ -17,7 +17,7 @@ from batchkit.audit import Audit
 from batchkit.errors import BatchkitError, JobDamaged, JobMismatch
 from batchkit.formats.checkpoint import Checkpoint, decode_checkpoint, decode_standing
 from batchkit.formats.results import OutputLine
-from batchkit.outputs import JobPaths, lock_holder, read_output
+from batchkit.outputs import JobPaths, lock_holder, read_output, together
 from batchkit.records import Line, RunHeader
 from batchkit.rules.groups import Groups
 from batchkit.rules.progress import DoneIndexes
@@ -99,15 +99,14 @@ class JobState:
 
     def fold(self, lines: Iterable[OutputLine], *, superseded: bool = False) -> None:
         """Add lines to the totals; `superseded` ones are failures whose requests were asked again."""
-        for line in lines:
-            self._meet(line)
-            if self.groups is not None:
-                self.groups.add(line.outcome, superseded=superseded)
-            if superseded:
-                self.tally.add_superseded(line.outcome)
-                continue
-            self._mark(line.outcome.index, line.outcome.input_crc32)
-            self.tally.add(line.outcome)
+        for some in together(lines):
+            for line in some:
+                self._meet(line)
+                if self.groups is not None:
+                    self.groups.add(line.outcome, superseded=superseded)
+                if not superseded:
+                    self._mark(line.outcome.index, line.outcome.input_crc32)
+            self.tally.add_all([line.outcome for line in some], superseded=superseded)
 
     def scan(self, path: Path, tell: Callable[[str], None]) -> int:
         """Mark the lines of a file done, without adding them up; how many there are. `tell` hears how far it is."""

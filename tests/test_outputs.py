@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, strategies as st
 
 from batchkit import outputs
 from batchkit.errors import JobDamaged
 from batchkit.formats.results import OutputLine, encode
-from batchkit.outputs import check_output, read_output, scan_output
-from batchkit.records import Outcome, Reply, RunHeader
+from batchkit.outputs import check_output, read_output, scan_output, together
+from batchkit.records import Failure, FailureKind, Outcome, Reply, RunHeader
 
 HEADER = RunHeader(1000.0, "http://x/v1", {}, "in.jsonl", 7)
 TRAP = b',"batchkit":{"index":7,"input_crc32":"00000000","run":{}}'
@@ -112,3 +113,28 @@ def test_damage_is_named_by_the_byte_where_its_line_begins(output, look):
                 JobDamaged, match=f"in the line at byte {before:,}: its checksum does not match"
             ):
                 look(output)
+
+
+def heard(custom_id="a", body=None, run=None):
+    failed = Failure(FailureKind.TIMEOUT, "timeout", "too slow", body=body)
+    return OutputLine(Outcome(0, custom_id, failed, "t", 1, 0.5, 1.0), "job", run)
+
+
+@given(st.lists(st.booleans(), max_size=300))
+def test_lines_that_are_read_together_are_all_in_their_order_and_a_header_is_the_first(headed):
+    lines = [heard(str(at), run=HEADER if each else None) for at, each in enumerate(headed)]
+    parts = list(together(lines))
+    assert [line for part in parts for line in part] == lines
+    assert all(0 < len(part) <= 64 for part in parts)
+    assert all(line.run is None for part in parts for line in part[1:])
+    assert len(parts) <= len(lines) // 64 + sum(headed) + 1
+
+
+@pytest.mark.parametrize("long", [heard(body=b"x" * (600 << 10)), heard("x" * (600 << 10))])
+def test_long_lines_are_handed_on_before_more_are_read(long):
+    read = []
+    parts = together(read.append(at) or long for at in range(5))
+    for count in (2, 4):
+        assert len(next(parts)) == 2
+        assert len(read) == count
+    assert [len(part) for part in parts] == [1]

@@ -22,6 +22,7 @@ from batchkit.formats.results import OutputLine, encode
 from batchkit.outputs import JobPaths, scan_output
 from batchkit.records import Failure, FailureKind, Line, Outcome, Reply, RunHeader, Usage
 from batchkit.rules.pricing import PriceList
+from batchkit.rules.tally import Tally
 from batchkit.rules.tally_state import state_of
 from batchkit.source import InputIdentity
 from batchkit.state import JobState, load_for_run, read_state, reopen_failures
@@ -171,6 +172,24 @@ def test_a_state_rebuilt_from_the_lines_is_the_one_with_a_checkpoint_and_the_one
         assert list(state.done.intervals()) == list(live.done.intervals())
         if wrote:
             assert state.job_id == "job"
+
+
+@given(st.lists(st.tuples(st.floats(1000, 1100), st.none() | st.integers(1000, 1100), st.booleans()), max_size=150),
+       st.booleans())  # fmt: skip
+def test_lines_are_added_up_as_if_one_after_the_other(told, superseded):
+    lines = [
+        line(index, FAILED if failed else REPLY, at=at, run=None if start is None else header(float(start)))
+        for index, (at, start, failed) in enumerate(told)
+    ]
+    singly = Tally()
+    for each in lines:
+        if each.run is not None:
+            singly.begin_run(each.run)
+        (singly.add_superseded if superseded else singly.add)(each.outcome)
+    state = JobState()
+    state.fold(iter(lines), superseded=superseded)
+    assert state.tally == singly
+    assert len(state.done) == (0 if superseded else len(lines))
 
 
 def three_lines(output):

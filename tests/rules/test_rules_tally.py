@@ -6,7 +6,12 @@ from hypothesis import given, settings, strategies as st
 from told import answers, failure, outcome, outcomes, result, tally_of
 
 from batchkit.records import RunHeader, Usage
-from batchkit.rules import bill as bill_module, runs as runs_module, tally as tally_module
+from batchkit.rules import (
+    bill as bill_module,
+    over_time as over_time_module,
+    runs as runs_module,
+    tally as tally_module,
+)
 from batchkit.rules.tally import ErrorTotal, Tally
 from batchkit.rules.tally_state import state_of
 
@@ -40,10 +45,17 @@ def test_outcomes_that_are_added_together_give_the_tally_of_one_after_the_other(
     ended = data.draw(st.lists(outcomes, max_size=30))
     starts = data.draw(st.lists(st.floats(0, 200), max_size=3))
     batches = data.draw(st.lists(st.integers(0, 30), max_size=4))
-    together = tally_of(runs=starts)
-    for start, end in pairwise([0, *sorted(batches), 30]):
-        together.add_all(ended[start:end])
-    singly = tally_of(*ended, runs=starts)
+    together, singly = tally_of(runs=starts), tally_of(runs=starts)
+    with pytest.MonkeyPatch.context() as patch:
+        # Bounds so low that they are reached amid what is added together.
+        for module, bound in ((bill_module, "MAX_MODELS"), (tally_module, "MAX_CODES"),
+                              (over_time_module, "MAX_BINS"), (over_time_module, "MAX_MODELS")):  # fmt: skip
+            patch.setattr(module, bound, data.draw(st.sampled_from([1, 3, 100])))
+        for start, end in pairwise([0, *sorted(batches), 30]):
+            superseded = data.draw(st.booleans())
+            together.add_all(ended[start:end], superseded=superseded)
+            for each in ended[start:end]:
+                (singly.add_superseded if superseded else singly.add)(each)
     assert together == singly
     assert state_of(together) == state_of(singly)
 

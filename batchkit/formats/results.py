@@ -23,7 +23,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from hashlib import blake2b
@@ -76,6 +76,7 @@ _INPUT_CRC32: Final = b',"input_crc32":"'
 _INDEX: Final = re.compile(rb'\d+,"input_crc32":"[0-9a-f]{8}"')
 """What stands behind `_META`."""
 _BRACE: Final = ord("}")
+_NOTHING: Final = Decimal(0)
 _YEAR_10000: Final = 253_402_300_800
 """In Unix time: what is later has no date."""
 _SEAL_OF: Final = itemgetter(slice(-_SEAL_SIZE - 1, None))
@@ -175,8 +176,7 @@ def _job_digest(job_id: str) -> bytes:
 
 def is_whole(line: bytes) -> bool:
     """Whether a line, given without its newline, has the checksum it was written with."""
-    seal = line[-_SEAL_SIZE:]
-    return seal == b'%b%08x"}}' % (_SEAL, crc32(line[:-_SEAL_SIZE]))
+    return line[-_SEAL_SIZE:] == b',"crc32":"%08x"}}' % crc32(line[:-_SEAL_SIZE])
 
 
 def check_lines(lines: Sequence[bytes]) -> None:
@@ -257,22 +257,23 @@ def decode(line: bytes) -> OutputLine:
         # Read without the body, which may be as deep as a JSON reader goes: the line around it makes it deeper.
         record = orjson.loads(line[:body_at] + b"null" + line[body_end:] if body_at else line)
         meta = record["batchkit"]
+        # By their places: with names reading a line would take a tenth more.
         outcome = Outcome(
-            index=meta["index"],
-            custom_id=record["custom_id"],
-            answer=_answer(line[body_at:body_end], record),
-            trace_id=meta["trace_id"],
-            attempts=meta["attempts"],
-            latency_s=meta["latency_s"],
-            finished_at=meta["finished_at"],
-            retries=meta.get("retries", {}),
-            input_crc32=int(meta["input_crc32"], 16),
-            maybe_billed=meta.get("maybe_billed", 0),
-            gateway_retries=meta.get("gateway_retries", 0),
-            billed=tuple(Billed(each["model"], Usage(**each["usage"])) for each in meta.get("billed", ())),
-            maybe_cost=_dollars(meta.get("maybe_cost", "0")),
-            metadata=meta.get("metadata", {}),
-            limits=tuple(map(_limit_from_json, meta.get("limits", ()))),
+            meta["index"],
+            record["custom_id"],
+            _answer(line[body_at:body_end], record),
+            meta["trace_id"],
+            meta["attempts"],
+            meta["latency_s"],
+            meta["finished_at"],
+            meta.get("retries", {}),
+            int(meta["input_crc32"], 16),
+            meta.get("maybe_billed", 0),
+            meta.get("gateway_retries", 0),
+            tuple(map(_billed_from_json, meta["billed"])) if "billed" in meta else (),
+            _dollars(meta["maybe_cost"]) if "maybe_cost" in meta else _NOTHING,
+            meta.get("metadata", {}),
+            tuple(map(_limit_from_json, meta["limits"])) if "limits" in meta else (),
         )
         if not 0 <= outcome.finished_at < _YEAR_10000:
             raise ValueError(f"{outcome.finished_at!r} is no time")
@@ -295,7 +296,16 @@ def _answer(in_place: bytes, record: dict[str, Any]) -> Answer:
             raise ValueError("a result without an answer")
         if isinstance(read, Reply):
             from_cache = "from_cache" in meta.get("flags", ())
-            return replace(read, request_id=request_id, body=body, from_cache=from_cache)
+            return Reply(
+                status,
+                request_id,
+                body,
+                read.model,
+                read.usage,
+                read.finish_reason,
+                0,
+                from_cache,
+            )
         return Reply(status, request_id, body)
     return Failure(
         FailureKind(meta["reason"]),
@@ -321,6 +331,10 @@ def _body_span(line: bytes) -> tuple[int, int]:
         return 0, 0
     start += len(_BODY)
     return start, line.rindex(b'},"error":', start, meta_at)
+
+
+def _billed_from_json(written: dict[str, Any]) -> Billed:
+    return Billed(written["model"], Usage(**written["usage"]))
 
 
 def _limit_to_json(limit: FoundLimit) -> dict[str, Any]:

@@ -353,6 +353,8 @@ class JobRun:
             before=state.done.below(state.index),
             room=writer.room,
             held=gate.held,
+            # A read of a pipe may take for ever, and nothing ends it.
+            reads_ahead=self._identity.size is not None,
         )
         monitor.readings = Readings(
             state.tally,

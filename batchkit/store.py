@@ -1,7 +1,7 @@
 """The job's files: lock, append, sync, checkpoint, recovery.
 
 The two output files are the log of the job and the only truth; whatever else lies beside them is derived and may vanish.
-Each answer is appended with one write before anything else happens to it, so what a killed process leaves behind is whole
+Answers are appended before anything else happens to them, some with one write, so what a killed process leaves behind is whole
 lines and at most one torn one at the end, which the next run moves aside and asks again. A broken line anywhere else is
 damage, and damage is never written over.
 

@@ -50,6 +50,7 @@ class AnswerReader:
 
     __slots__ = (
         "_headers",
+        "_is_chunked",
         "_parser",
         "_pieces",
         "_received",
@@ -86,7 +87,7 @@ class AnswerReader:
         self._pieces.clear()
         self._received = self._size = self._weighed = 0
         self.head = self.end = None
-        self.lasting = False
+        self.lasting = self._is_chunked = False
 
     def discard(self) -> None:
         """Nothing is read any more."""
@@ -113,8 +114,9 @@ class AnswerReader:
         """Whether the answer is as long as its connection."""
         return (
             self.head is not None
+            and not self._is_chunked
             and "content-length" not in self.head.headers
-            and self.head.headers.get("transfer-encoding", "identity").lower() == "identity"
+            and not self.head.headers.get("transfer-encoding", "").lower().endswith("chunked")
         )
 
     def body(self) -> bytes:
@@ -169,6 +171,9 @@ class AnswerReader:
             said = reversed(values.decode("utf-8", "surrogateescape").split("\n"))
             self.head = Head(status, dict(zip(_looked_up_by(b"\n".join(headers)), said, strict=True)), values)
         headers.clear()
+
+    def on_chunk_header(self) -> None:
+        self._is_chunked = True
 
     def on_message_complete(self) -> None:
         if self.head is not None:  # else an interim answer

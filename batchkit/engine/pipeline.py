@@ -1,7 +1,7 @@
 """Reader, bounded workers, one writer: the run of a job, from a line in to a line out.
 
 Workers pull lines from one reader and hand each outcome to the writer by a plain call, so between a line read and a line
-written nothing is queued: what exists at any moment is two pieces of the input, the second of which is read before the first is
+written nothing waits: what exists at any moment is two pieces of the input, the second of which is read before the first is
 used up, and one request for each worker. A slow endpoint, or a slow disk, is felt by the reader at once. There are as many workers
 as attempts may be in flight, and one more for each whose request is held by a limit of its own model, so that requests to other
 models are not.
@@ -50,7 +50,8 @@ class Pipeline:
     `parse` makes a request of a line; `is_done` tells lines that have their outcome in the output already; `deliver` brings
     a request to its outcome or to None when the run stops; `write` takes the outcome; `room` gives
     None while the writer has room for another, else what waits until it has; `held` gives how many requests wait in `deliver`
-    for what holds up no others. `limit` bounds the requests, counted from the input's
+    for what holds up no others. `reads_ahead` says that reading never takes for ever, so that it may begin before the last line is
+    taken. `limit` bounds the requests, counted from the input's
     beginning, of which `before` lie before the first batch.
     """
 
@@ -71,6 +72,7 @@ class Pipeline:
         before: int = 0,
         room: Callable[[], Awaitable[object] | None] = lambda: None,
         held: Callable[[], int] = lambda: 0,
+        reads_ahead: bool = False,
     ) -> None:
         self._batches = batches
         self._parse = parse
@@ -86,6 +88,7 @@ class Pipeline:
         self._room = room
         self._held = held
         self._lines: deque[Item] = deque()
+        self._reads_ahead = reads_ahead
         self._few = 0
         """With fewer lines at hand it is time to read on."""
         self._reading = False
@@ -110,7 +113,7 @@ class Pipeline:
     @property
     def starved(self) -> bool:
         """Whether workers are waiting for the input."""
-        return self._reading and not self._lines
+        return bool(self._waiting)
 
     def position(self) -> tuple[int, int] | None:
         """Index and offset of a line before which all are done; None before the first line."""
@@ -191,18 +194,24 @@ class Pipeline:
         """The next line that has no outcome yet; None if there is none at hand."""
         if self._stop.cause is not None:
             return None
-        if self._left is not None and self._left <= 0:
-            self._lines.clear()
-            self._ended = True
         while self._lines:
+            if self._left is not None:
+                if self._left <= 0:
+                    self._lines.clear()
+                    break
+                self._left -= 1
             line = self._lines.popleft()
             self._last = (line.index, line.offset)
-            if self._left is not None:
-                self._left -= 1
             if not self._is_done(line):
                 self._taken[line.index] = line.offset
                 return line
+        self._ended = self._ended or self._is_enough
         return None
+
+    @property
+    def _is_enough(self) -> bool:
+        """Whether the lines at hand are all that the limit leaves."""
+        return self._left is not None and self._left <= len(self._lines)
 
     async def _more(self, group: TaskGroup) -> bool:
         """Wait for more lines. False at the end of the input or of the run."""
@@ -224,7 +233,7 @@ class Pipeline:
 
     def _read_on(self, group: TaskGroup) -> None:
         """Begin to read the next lines, unless there are none that anybody needs."""
-        if not self._reading and not self._ended and (self._left is None or self._left > len(self._lines)):
+        if not (self._reading or self._ended or self._is_enough):
             self._reading = True
             group.start_soon(self._read, group)
 
@@ -235,7 +244,7 @@ class Pipeline:
                 self._stop.ends(scope)
                 try:
                     lines = await anext(self._batches)
-                    self._few = min(len(lines), self._concurrency)
+                    self._few = min(len(lines), self._concurrency) if self._reads_ahead else 0
                     self._lines.extend(lines)
                 except StopAsyncIteration:
                     self._ended = True
@@ -248,8 +257,9 @@ class Pipeline:
             self._break(group, error)
         finally:
             self._reading = False
-            # One for each line; who finds none has the next read.
-            self._wake(max(1, len(self._lines)))
+            # One for each line, and one who finds none and has the next read: whoever waits, waits for a read that is under way,
+            # which a stop ends. All, if there is nothing to come.
+            self._wake(len(self._waiting) if self._is_enough else len(self._lines) + 1)
 
     def _failed(self, line: BadLine) -> Outcome:
         """A line that is not sent: a failure without an attempt."""

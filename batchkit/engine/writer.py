@@ -32,6 +32,8 @@ _ASK_AGAIN_S = 1.0
 """How often a full disk is asked whether there is room by now."""
 _TOGETHER = 64
 """So many outcomes are written together at most: thousands may end in one turn of the event loop, and their lines are made at once."""
+_LARGE_BYTES = 64 * 1024
+"""Who brings so much is written at once, with those before it."""
 
 
 class Writer:
@@ -77,13 +79,16 @@ class Writer:
         self._asked_at = 0.0
 
     def write(self, outcome: Outcome) -> None:
-        """Have the outcome of a request that has none yet written: a failure at once, a result before the event loop has turned twice."""
-        outcomes = self._outcomes
+        """Have the outcome of a request that has none yet written: a failure at once, a result before the event loop has turned twice.
+
+        What goes wrong is raised by `run`, `keep_safe` and `settle`.
+        """
+        outcomes, answer = self._outcomes, outcome.answer
         outcomes.append(outcome)
         if len(outcomes) == 1:
             self._come.set()
         # A failure may be one too many for the run, and lines that cannot be sent fail by the thousand in one turn.
-        if len(outcomes) >= _TOGETHER or isinstance(outcome.answer, Failure):
+        if len(outcomes) >= _TOGETHER or isinstance(answer, Failure) or len(answer.body) >= _LARGE_BYTES:
             self.flush()
 
     async def run(self) -> None:
@@ -136,13 +141,21 @@ class Writer:
             self._raise()
             if not self._is_dirty():
                 continue
-            # A checkpoint says before which line of the input all is done. The reader has passed answers that are held, and
-            # who went on from there would never ask for them.
-            if not self._is_full and self._clock.now() - saved_at >= CHECKPOINT_INTERVAL_S:
-                await self._save()
-                saved_at = self._clock.now()
-            else:
-                await self._clock.in_thread(self._sync)
+            try:
+                saved_at = await self._sync_or_save(saved_at)
+            except OutputUnwritable as error:
+                self._broke = error  # nothing may be appended any more
+                raise
+
+    async def _sync_or_save(self, saved_at: float) -> float:
+        """Sync, and write a checkpoint where one is due. When the last was written, in the clock's seconds."""
+        # A checkpoint says before which line of the input all is done. The reader has passed answers that are held, and
+        # who went on from there would never ask for them.
+        if self._is_full or self._clock.now() - saved_at < CHECKPOINT_INTERVAL_S:
+            await self._clock.in_thread(self._sync)
+            return saved_at
+        await self._save()
+        return self._clock.now()
 
     async def _save(self) -> None:
         """Sync the output, then write a checkpoint of what was just synced."""
@@ -155,8 +168,9 @@ class Writer:
         outcomes, self._outcomes = self._outcomes, []
         written = 0
         try:
-            outcomes[0] = self._told_with(outcomes[0])
-            for some in _alike(outcomes):
+            if not self._is_full:  # else the first has been told with
+                outcomes[0] = self._told_with(outcomes[0])
+            for some in _alike(outcomes, 1 if self._is_full else _TOGETHER):
                 self._put_some(some)
                 written += len(some)
         except OutputFull as error:
@@ -197,8 +211,8 @@ class Writer:
         return not self._is_full and self._broke is None
 
 
-def _alike(outcomes: Sequence[Outcome]) -> Iterator[Sequence[Outcome]]:
-    """Those that stand behind one another and belong into the same file, some at a time."""
+def _alike(outcomes: Sequence[Outcome], most: int) -> Iterator[Sequence[Outcome]]:
+    """Those that stand behind one another and belong into the same file, so many at a time."""
     for _, alike in groupby(outcomes, key=attrgetter("answer.__class__")):
-        while some := list(islice(alike, _TOGETHER)):
+        while some := list(islice(alike, most)):
             yield some

@@ -124,7 +124,7 @@ def test_an_encoding_that_is_none_leaves_an_answer_as_long_as_its_connection(enc
     assert (reader.end, reader.lasts_until_the_end(), reader.body()) == (None, True, b"answer")
 
 
-@pytest.mark.parametrize("more", [b"", b"Transfer-Encoding: gzip\r\n"])
+@pytest.mark.parametrize("more", [b"", b"Transfer-Encoding: gzip\r\n", b"Transfer-Encoding: identity\r\n"])
 def test_an_answer_in_chunks_is_not_over_with_its_connection(more):
     reader = read([b"HTTP/1.1 200 OK\r\n" + more + b"Transfer-Encoding: chunked\r\n\r\n6\r\nanswer\r\n"])
     assert (reader.end, reader.lasts_until_the_end(), reader.body()) == (None, False, b"answer")

@@ -284,6 +284,45 @@ class Counted(Pipeline):
         return super()._take()
 
 
+@pytest.mark.parametrize("limit", [None, 20, 22, 23, 24, 30])
+async def test_who_waits_for_lines_leaves_when_the_run_stops_wherever_the_limit_is(limit: int | None):
+    """Ten work, the next lines are three, and none of these three has an outcome."""
+
+    async def batches() -> AsyncIterator[list[Line]]:
+        for after_s, first, last in ((0, 0, 20), (10, 20, 23), (10, 23, 24)):
+            await scene.clock.sleep(after_s)
+            yield [Line(index, index * 10, b"{}") for index in range(first, last)]
+
+    async def deliver(request: Request) -> Outcome | None:
+        if request.index < 20:
+            return await scene.deliver(request)
+        while scene.stop.cause is None:
+            await scene.clock.sleep(1)
+        return None
+
+    async def stop() -> None:
+        await scene.clock.sleep(60)
+        scene.stop.request(Interrupted(2))
+
+    scene = Scene(concurrency=10, batches=batches(), deliver=deliver, limit=limit)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(stop)
+            await scene.pipeline.run()
+    assert sorted(scene.indexes) == list(range(20))
+
+
+@pytest.mark.parametrize(("reads_ahead", "most"), [(False, 10), (True, 20)])
+async def test_a_reader_that_may_take_for_ever_is_not_asked_before_its_lines_are_taken(
+    reads_ahead: bool, most: int
+):
+    scene = Scene(reads_ahead=reads_ahead)
+    read: list[int] = []
+    scene.on_send = lambda request: read.append(scene.read) if request.index == 5 else None
+    await scene.pipeline.run()
+    assert read == [most]
+
+
 async def trickled(scene: Scene, lines: int, concurrency: int, limit: int | None = None) -> Counted:
     """A run whose lines come one by one, long after all its workers wait for them."""
 

@@ -154,7 +154,8 @@ class BillingEndpoint:
             if not await room():
                 return failure(FailureKind.CONNECTION_ERROR)
         self._attempts += 1
-        drawn, latency = random.random(), random.lognormvariate(0, 1)
+        # Every other one takes a second sharp: many end in one turn of the loop, and find what they find together.
+        drawn, latency = random.random(), random.choice((1.0, random.lognormvariate(0, 1)))
         answer: Answer | None = None
         for share, kind in (
             (0.08, FailureKind.SERVER_ERROR),

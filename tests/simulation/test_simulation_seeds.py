@@ -100,7 +100,7 @@ SETTLE = Purse._settle
 def test_a_job_that_passes_its_max_cost_is_found_out(place, broken, monkeypatch):
     """Within so few seeds: what may be spent is not written down, or not read again, or what nobody saw is not counted."""
     monkeypatch.setattr(place, broken)
-    worlds = map(simulated_job.live_through, range(120))
+    worlds = map(simulated_job.live_through, range(240))
     assert any("were billed" in str(world.broken) for world in worlds)
 
 

@@ -44,7 +44,7 @@ def what_holds(
                 "limit",
                 f"{'found' if found else 'given'}: {a_minute:,.0f} {unit}/min, {100 * used:.0f} % used",
             )
-        return "limit", "tokens a minute" if tpm_given else "none known yet: more start with each answer"
+        return "limit", "tokens a minute" if tpm_given else "none known yet: ever more start"
     if unpaid:
         return "cost", f"{unpaid:,} requests wait for room under --max-cost"
     if retrying > in_flight:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from math import inf
 
 from batchkit.records import Announced
-from batchkit.rules.beginning import PER_ANSWER, Beginning
+from batchkit.rules.beginning import BRISK_S, Beginning
 from batchkit.rules.believing import Belief
 from batchkit.rules.budget import Ceilings, Reservation
 from batchkit.rules.crowding import Crowd
@@ -174,8 +174,6 @@ class Pacer:
         elif self._spent >= self._left_until:
             wait = self._put_in_force(now).bucket.wait(now, tokens if self._unit.in_tokens else 1.0)
         elif (beginning := self._beginning) is not None:
-            if now < beginning.proven_at and beginning.unproven < beginning.free:
-                return 0.0
             wait = beginning.wait(now)
             if beginning.over:
                 self._beginning = None
@@ -221,7 +219,7 @@ class Pacer:
             self.ceilings.spend(now, tokens)
         elif not (self.limited or self.counts_tokens or self._unit.in_tokens or self._left_until < inf):
             self._only_counted_until = min(
-                self._lately.look_at, inf if self._beginning is None else self._beginning.proven_at
+                self._lately.look_at, inf if self._beginning is None else self._beginning.until
             )
         return 0.0
 
@@ -246,8 +244,9 @@ class Pacer:
         self.in_flight -= 1
         self._taken += 1
         if (beginning := self._beginning) is not None:
-            beginning.free += PER_ANSWER
             beginning.unproven -= 1
+            if now - reserved.at <= BRISK_S:
+                beginning.answered_soon()
         if self.ceilings.given:
             self.ceilings.settle(now, reserved, actual)
         rate = self._rate
@@ -286,9 +285,11 @@ class Pacer:
         self._strays.refused(reserved.spent, self._unit.cost, known=self._rate is not None)
         if self._is_crowded(now, reserved) and not self._strays.alarms:
             return
+        too_many = self._beginning is not None and self._beginning.refused(
+            now, reserved.spent / self._unit.cost, self._refused, self._started
+        )
         if self._unit.refused(reserved.tokens):
             self._count_otherwise()
-        too_many = self._beginning is not None and self._beginning.refused(self._refused, self._started)
         if too_many or self._strays.alarms:
             self._pause_if_shut(now, hint)
             if self._recent(now)[1]:

@@ -38,7 +38,7 @@ AT_REST = {
             "found: 90,000 tokens/min, 91 % used",
         ),
         ({"at_gate": 3, "tpm_given": True}, "limit", "tokens a minute"),
-        ({"at_gate": 3}, "limit", "none known yet: more start with each answer"),
+        ({"at_gate": 3}, "limit", "none known yet: ever more start"),
         ({"at_gate": 3, "most_in_flight": 20, "in_flight": 19}, "limit", "found: 20 at once"),
         ({"at_gate": 3, "most_in_flight": 20, "in_flight": 20, "per_s": 8.0}, "limit", "found: 20 at once"),
         (

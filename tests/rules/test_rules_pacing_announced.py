@@ -203,5 +203,5 @@ def test_it_is_not_open_once_what_was_left_is_used():
     told(pacer, Announced(minute(600, 10)))
     for _ in range(9):
         assert pacer.is_open
-        reservation(pacer, 2.0)
+        pacer.accepted(2.0, reservation(pacer, 2.0))
     assert not pacer.is_open

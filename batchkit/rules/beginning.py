@@ -24,6 +24,8 @@ _PER_ANSWER = 10.0
 cache would let ever more start on their own."""
 _USED = 0.5
 """The share of what may start in a step that has to, for twice as many to start in the next."""
+_MANY = 256.0
+"""From so many on it is four times as many: what is above a thousand a second is seldom limited, and is the sooner reached."""
 _HUSH_S = 0.05
 """Seconds without a start after the first refusal in a step: if it was for a limit, those of the others tell so by then."""
 _ENOUGH = 4096
@@ -93,7 +95,7 @@ class Beginning:
     def _take_step(self, now: float) -> None:
         self._growing = self.unproven >= _USED * self._most
         if self._growing:
-            self._most *= 2.0
+            self._most *= 2.0 if self._most < _MANY else 4.0
             self.over = self._most > _ENOUGH
         self.free = _FIRST if self._growing else self._most
         self.unproven = 0

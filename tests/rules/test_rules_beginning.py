@@ -25,8 +25,8 @@ def started_until(beginning, now, seconds):
 
 def test_twice_as_many_start_in_each_quarter_second_without_a_refusal():
     beginning = Beginning()
-    each = [started_until(beginning, 0.25 * quarter, 0.25) for quarter in range(6)]
-    assert each == pytest.approx([4, 8, 16, 32, 64, 128], rel=0.1)
+    each = [started_until(beginning, 0.25 * quarter, 0.25) for quarter in range(9)]
+    assert each == pytest.approx([4, 8, 16, 32, 64, 128, 256, 1024, 4096], rel=0.1)
 
 
 def test_those_of_a_step_start_one_after_the_other():

@@ -19,7 +19,7 @@ _STEP_S = 0.25
 nothing is proven; above it the doubling takes longer."""
 BRISK_S = 0.1
 """Answers within so many seconds come at once: in a job of such answers steps are felt."""
-_PER_ANSWER = 10.0
+_PER_ANSWER = 16.0
 """Starts more for each of these, beside the one in its place. With fewer such a job feels its beginning; with more, some answers of a
 cache would let ever more start on their own."""
 _USED = 0.5

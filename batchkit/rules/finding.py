@@ -162,6 +162,7 @@ class FoundRate:
             if curve.limit is not None and not self.dry:
                 curve.limit = lower = _DRIED * min(curve.limit, per_s)
             self.dry += 1
+            strays.halved()
         elif seconds >= _SHORTEST_S and taken >= _FEWEST * cost:
             curve.limit = min(per_s, self._measured(reserved, cost))
             lower = Curve.beginning(curve.limit)

@@ -328,6 +328,7 @@ class Pacer:
         if self._rate is None:
             seconds, started, _ = self._recent(now)
             self._rate = FoundRate.guessed(now, reserved, started, seconds, cost)
+            self._strays.halved()
             self._beginning = None
             self._look_what_counts()
         elif not self._rate.lower(now, reserved, cost, self._strays):

@@ -15,6 +15,8 @@ _TOLERATED_FREE, _ALARMING_FREE = 0.03, 8.0
 """The same where none is: there is more to lose by a false alarm, which 1 % strays raise there once in a million refusals."""
 _MEASURED = 2.0
 """The most that the score is once a limit was measured: a single stray does not lower it again, and a few refusals do."""
+_HALVED = 4.0
+"""And once a rate was halved: another refusal at once lowers it again, and a stray among a second's starts does not."""
 
 
 class Strays:
@@ -48,6 +50,10 @@ class Strays:
     def measured(self) -> None:
         """A limit was measured that explains them."""
         self._score = min(self._score, _MEASURED)
+
+    def halved(self) -> None:
+        """The rate was lowered so far that they should end."""
+        self._score = min(self._score, _HALVED)
 
     def forget(self) -> None:
         """Something else explains them."""

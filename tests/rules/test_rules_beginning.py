@@ -59,7 +59,7 @@ def test_an_answer_that_comes_at_once_lets_some_more_start_at_once():
     assert started(beginning, 0.0) == 4
     beginning.unproven -= 1
     beginning.answered_soon()
-    assert started(beginning, 0.01) == 11
+    assert started(beginning, 0.01) == 17
 
 
 def test_it_is_over_once_thousands_were_taken_in_a_row_and_not_because_many_were_answered():

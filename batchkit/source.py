@@ -35,7 +35,9 @@ else:
 
 __all__ = ["InputIdentity", "LineSplitter", "Source"]
 
-_PIECE = 256 * 1024
+_PIECE = 1024 * 1024
+"""Bytes that are read at once. Two such pieces are in memory; where one holds fewer lines than there are attempts in flight, those wait
+for the next to be read."""
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"

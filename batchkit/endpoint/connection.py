@@ -6,11 +6,12 @@ A connection that has anything else about it than a whole answer and silence is 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
 from typing import Protocol, cast
 
 from batchkit.endpoint.reading import AnswerReader, End
 from batchkit.endpoint.room import Room
-from batchkit.endpoint.silence import fileno, is_silent
+from batchkit.endpoint.silence import fileno
 
 __all__ = ["Connection", "Owner"]
 
@@ -45,7 +46,6 @@ class Connection(asyncio.Protocol):
     """One connection, and the exchange that is under way on it: `exchange` ends, then `end` and `reader` say what came of it."""
 
     __slots__ = (
-        "_fileno",
         "_kept",
         "_loop",
         "_owner",
@@ -55,6 +55,7 @@ class Connection(asyncio.Protocol):
         "_unsent",
         "_waiter",
         "end",
+        "fileno",
         "held_back",
         "reader",
         "reusable",
@@ -66,7 +67,8 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._owner = owner
         self._transport: asyncio.Transport | None = None
-        self._fileno = -1
+        self.fileno = -1
+        """Its file, once it is open."""
         self._request: tuple[bytes, bytes] | None = None
         """What is to be sent, head and body, until it is."""
         self._unsent: memoryview | None = None
@@ -102,13 +104,13 @@ class Connection(asyncio.Protocol):
             self._owner.send_soon(self)
         return waiter
 
-    def send(self) -> None:
-        """Send the request, if it is still wanted."""
+    def send(self, stirred: Container[int]) -> None:
+        """Send the request, if it is still wanted, and if the connection is not one of the `stirred` ones (`silence`)."""
         request, transport = self._request, self._transport
         self._request = None
         if request is None or transport is None:
             return
-        self.stale = self._kept and not is_silent(self._fileno)
+        self.stale = self._kept and (self.fileno < 0 or self.fileno in stirred)
         if self.stale or transport.is_closing():
             self._ended(End.LOST)
             return
@@ -163,7 +165,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
-        self._fileno = fileno(transport)
+        self.fileno = fileno(transport)
         self._owner.opened(self)
 
     def data_received(self, data: bytes) -> None:

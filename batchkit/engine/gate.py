@@ -30,6 +30,7 @@ __all__ = ["Clock", "Gate", "Queue", "SystemClock"]
 
 _LONGEST_NAP_S = 1.0
 _SHORTEST_NAP_S = 0.001
+_REFUSALS = (FailureKind.RATE_LIMITED, FailureKind.OVERLOADED)
 _MOST_LANES = 1000
 """A file may name as many models as it has lines; those beyond so many share the first one's pace."""
 
@@ -174,10 +175,10 @@ class Gate:
         return pacer.reserved(now, tokens)
 
     async def admit(self, request: Request) -> Reservation | None:
-        """Wait until an attempt on `request` may start. What is reserved for it, or None when the run is stopping."""
-        reserved = self.admit_now(request)
-        if reserved is not None:
-            return reserved
+        """Wait behind those who wait until an attempt on `request` may start. What is reserved for it, or None when the run is stopping.
+
+        Whoever may pass them is let through by `admit_now`, which is to be asked first.
+        """
         lane = self._lane(request.model)
         attempt = _Attempt(request)
         self._enter(lane, attempt)
@@ -205,8 +206,6 @@ class Gate:
 
     def _expect(self, request: Request, lane: _Lane) -> float:
         """What an attempt on `request` will take, as far as can be told and anybody wants to know."""
-        if not lane.pacer.counts_tokens:
-            return 0.0
         if not lane.pacer.limits_tokens:
             return lane.forecast.tokens(request)
         if self._counted is None or self._counted[0] is not request:
@@ -279,7 +278,7 @@ class Gate:
         pacer, queue = lane.pacer, lane.queue
         while queue:
             request = queue[0].request
-            now, tokens = self._clock.now(), self._expect(request, lane)
+            now, tokens = self._clock.now(), self._expect(request, lane) if pacer.counts_tokens else 0.0
             if (wait := pacer.wait(now, tokens)) > 0.0:
                 self._hold(lane, held=pacer.limited or pacer.paused_for(now) > 0.0)
                 self._give_up_turn(lane)
@@ -317,14 +316,12 @@ class Gate:
         pacer, usage = lane.pacer, answer.usage
         if answer.announced is not None:
             pacer.announced(now, answer.announced, reserved)
-        if not isinstance(answer, Failure):
-            pacer.accepted(now, reserved, None if usage is None else usage.total_tokens)
-            if usage is not None:
-                lane.forecast.learn(len(request.body), usage)
-        elif answer.kind in (FailureKind.RATE_LIMITED, FailureKind.OVERLOADED):
+        if isinstance(answer, Failure) and answer.kind in _REFUSALS:
             pacer.refused(now, answer.retry_after, reserved)
         else:
             pacer.accepted(now, reserved, None if usage is None else usage.total_tokens)
+            if usage is not None and pacer.counts_tokens and not isinstance(answer, Failure):
+                lane.forecast.learn(len(request.body), usage)
         if self.waiting:
             self._call(lane)
 

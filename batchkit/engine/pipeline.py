@@ -244,7 +244,7 @@ class Pipeline:
                 self._stop.ends(scope)
                 try:
                     lines = await anext(self._batches)
-                    self._few = min(len(lines), self._concurrency) if self._reads_ahead else 0
+                    self._few = len(lines) if self._reads_ahead else 0
                     self._lines.extend(lines)
                 except StopAsyncIteration:
                     self._ended = True

@@ -34,8 +34,8 @@ _STEP = 0.75
 """The share of those in flight that a step down leaves: a smaller step is not told from chance, a larger one costs more in vain."""
 _SAME, _MORE = 0.9, 1.1
 """The work a second, as a share of what it was, from which on a step down did no harm, and a step up did some good."""
-_FEWEST = 8
-"""So few in flight are worth no trial."""
+_FEWEST, _SHORTEST_S = 8, 0.1
+"""So few in flight, or answers that come so soon, are worth no trial: nobody waits for long."""
 _AGAIN_S, _LONGEST_S = 60.0, 600.0
 """Seconds until the next trial at least, and at most where a bound is known."""
 _RARELY = 10.0
@@ -137,6 +137,8 @@ class Saturation:
             return  # those that were answered first are those that took the least
         self._up = self.bound is not None
         if not self._up:
+            if many.lately_s < _SHORTEST_S:
+                return
             few = [each for of, each in self._levels.items() if of <= level.bit_length() - _APART]
             seconds, work = sum(each.seconds for each in few), sum(each.work for each in few)
             if sum(each.answers for each in few) < _FEW or (

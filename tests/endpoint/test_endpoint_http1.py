@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from itertools import pairwise
@@ -123,7 +123,7 @@ def heard(pieces: list[bytes], *, leaves: bool) -> tuple[Answer | None, bool]:
         transport = _Ear()
         connection.connection_made(transport)
         waiter = connection.exchange(b"", b"")
-        connection.send()
+        connection.send(set())
         for piece in pieces:
             if not transport.closing:
                 connection.data_received(piece)
@@ -319,18 +319,18 @@ async def test_what_waits_in_the_socket_unread_is_noticed_before_the_next_reques
     async with server.listening() as url, endpoint_at(url) as endpoint:
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
         (connection,) = endpoint._pool._idle
-        assert is_silent(connection._fileno)
+        assert is_silent(connection.fileno)
         (task,) = server._tasks
         task.cancel()  # closes the connection, on the server's side
-        while is_silent(connection._fileno):
+        while is_silent(connection.fileno):
             await asyncio.sleep(0)
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
     assert server.connections == 2
 
 
-def not_silent(_: int) -> bool:
+def all_stirred(connections: Iterable[int]) -> set[int]:
     """Something stands to be read in every socket that is asked."""
-    return False
+    return set(connections)
 
 
 async def test_a_server_that_leaves_before_a_request_is_written_gets_it_over_a_new_connection(monkeypatch):
@@ -338,7 +338,7 @@ async def test_a_server_that_leaves_before_a_request_is_written_gets_it_over_a_n
     server = ScriptedServer(http(200, GOOD))
     async with server.listening() as url, endpoint_at(url) as endpoint:
         await asyncio.gather(*(endpoint.attempt(REQUEST, TRACE) for _ in range(2)))
-        monkeypatch.setattr("batchkit.endpoint.connection.is_silent", not_silent)
+        monkeypatch.setattr("batchkit.endpoint.pool.stirred", all_stirred)
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
         assert not endpoint._pool._open - set(endpoint._pool._idle)
     assert server.connections == 3
@@ -348,7 +348,7 @@ async def test_a_second_try_has_what_the_first_left_of_the_time(monkeypatch):
     server = ScriptedServer(http(200, GOOD), hanging)
     async with server.listening() as url, endpoint_at(url) as endpoint:
         assert await endpoint.attempt(REQUEST, TRACE) == reply()
-        monkeypatch.setattr("batchkit.endpoint.connection.is_silent", not_silent)
+        monkeypatch.setattr("batchkit.endpoint.pool.stirred", all_stirred)
         dues: list[float] = []
         start = endpoint._deadlines.start
 

@@ -6,7 +6,8 @@ endpoint is a process on a core of its own that costs next to nothing, the clien
 system lets a program be tied to one).
 
 Figures leave the start of a program out, which is measured by a job of one request. CPU is that of the client and its children,
-user and system, as the kernel counted it; memory is the peak of its largest process. In parentheses: how many times batchkit's.
+user and system, as the kernel counted it; memory is the peak of its largest process. In parentheses: how many times
+batchkit's, which is compared round by round.
 
     python benchmarks/throughput.py --rows all --markdown docs/speed.md
 """
@@ -18,7 +19,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
@@ -125,8 +126,8 @@ class Bench:
         """How many requests of `row` a program is given."""
         return max(int(program.share * row.requests), min(row.requests, 2 * row.in_flight))
 
-    def measure(self, row: Row) -> dict[str, Figures]:
-        """A row's figures for each program: medians over the rounds, in which all take turns."""
+    def measure(self, row: Row) -> dict[str, list[Figures]]:
+        """A row's figures for each program, of each round: in one all take turns."""
         programs = [program for program in self.programs if row.everyone or not program.versions]
         found: dict[str, list[Figures]] = {program.name: [] for program in programs}
         for turn in range(1 if row.once else self._rounds):
@@ -144,36 +145,33 @@ class Bench:
                     f"{row.title}: {program.name:<9} {figures.rate:7,.0f} requests/s {figures.cpu_us:6,.0f} µs CPU a request "
                     f"{figures.peak_mib:6,.0f} MiB ({requests:,} requests)"
                 )
-        return {
-            name: Figures(
-                *(median(getattr(ran, of) for ran in runs) for of in ("rate", "cpu_us", "peak_mib"))
-            )
-            for name, runs in found.items()
-        }
+        return found
 
 
 # --- the tables ----------------------------------------------------------------------------------------------------
 
 
 def compare(bench: Bench, row: Row) -> list[list[str]]:
+    """Medians over the rounds. So are the ratios, each of a round: what slows a machine for a minute slows all that ran in it."""
     figures = bench.measure(row)
     ours = figures["batchkit"]
 
-    def cell(name: str, written: str, their: float, our: float) -> str:
-        times = their / our
+    def cell(name: str, unit: str, of: Callable[[Figures], float]) -> str:
+        written = f"{median(map(of, figures[name])):,.0f}{unit}"
+        times = median(of(their) / of(our) for their, our in zip(figures[name], ours, strict=False))
         return written if name == "batchkit" else f"{written} ({times:.{0 if times >= 10 else 2}f})"
 
     lines = []
-    for name, each in figures.items():
+    for name in figures:
         program = PROGRAMS[name]
         requests = bench.requests(program, row)
         lines.append(
             [
                 row.title if name == "batchkit" else "",
                 program.title + (f", {requests:,} lines" if requests < row.requests else ""),
-                cell(name, f"{each.rate:,.0f}", each.rate, ours.rate),
-                cell(name, f"{each.cpu_us:,.0f} µs", each.cpu_us, ours.cpu_us),
-                cell(name, f"{each.peak_mib:,.0f} MiB", each.peak_mib, ours.peak_mib),
+                cell(name, "", lambda ran: ran.rate),
+                cell(name, " µs", lambda ran: ran.cpu_us),
+                cell(name, " MiB", lambda ran: ran.peak_mib),
             ]
         )
     return lines

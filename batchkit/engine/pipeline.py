@@ -166,7 +166,7 @@ class Pipeline:
                     break
                 if len(self._lines) < self._few and not self._reading:
                     self._read_on(group)
-                if self._open:
+                if self._open and (self._workers < self._concurrency or self._held()):
                     self._begin(group)
                 index, request = line.index, self._parse(line)
                 del line  # its bytes stand in the request by now, and thousands may be in flight

@@ -70,6 +70,8 @@ __all__ = ["JobRun", "run_job", "write_derived"]
 _PATIENCE_S = 1.0
 _ASK_AGAIN_S = 1.0
 """How often a full disk is asked whether there is room by now for what an attempt may cost."""
+_LINES_EACH = 4
+"""Lines that are read together for each attempt that may be in flight: a worker that finds none has to wait, and to be woken."""
 _SIMULATED = "simulator"
 """What stands for the base URL of a simulated run, whose port changes from run to run."""
 
@@ -339,7 +341,11 @@ class JobRun:
         )
         endpoint.sending = writer.sending
         pipeline = self._pipeline = Pipeline(
-            self._source.batches(state.index, state.offset),
+            self._source.batches(
+                state.index,
+                state.offset,
+                least=1 if self._identity.size is None else _LINES_EACH * concurrency,
+            ),
             parse=self._parse,
             is_done=state.is_unchanged,
             deliver=delivery.deliver,

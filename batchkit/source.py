@@ -35,9 +35,10 @@ else:
 
 __all__ = ["InputIdentity", "LineSplitter", "Source"]
 
-_PIECE = 1024 * 1024
-"""Bytes that are read at once. Two such pieces are in memory; where one holds fewer lines than there are attempts in flight, those wait
-for the next to be read."""
+_PIECE = 256 * 1024
+"""Bytes that are read at once."""
+_MOST_PIECES = 8
+"""That are cut into lines before anybody hears of them, where one holds few lines."""
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -143,15 +144,18 @@ class Source:
             return InputIdentity(self.path)
         return InputIdentity(os.path.abspath(self.path), status.st_size, status.st_mtime_ns)  # noqa: PTH100 - a string
 
-    async def batches(self, index: int = 0, offset: int = 0) -> AsyncGenerator[list[Line]]:
+    async def batches(self, index: int = 0, offset: int = 0, *, least: int = 1) -> AsyncGenerator[list[Line]]:
         """The lines from the one at `index`, which begins at byte `offset`, a piece's worth at a time.
 
-        A compressed input or a pipe is read from its beginning all the same, and lines before `index` are left out.
+        A compressed input or a pipe is read from its beginning all the same, and lines before `index` are left out. Of what can be
+        read without waiting for anybody, `least` lines may be asked for at a time; there are fewer where that would be many bytes.
         """
         stdin = _stdin() if self.is_stdin else None
         if stdin is not None and not _can_stall(stdin):
             stdin = None
         lines = self._lines(index, offset)
+        if least > 1:
+            lines = _gathered(lines, least)
         with closing(lines):
             while True:
                 if stdin is not None:
@@ -247,6 +251,24 @@ class Source:
         if first == _ZSTD:
             return cast("io.BufferedReader", files.enter_context(zstd.ZstdFile(raw))), False
         return raw, raw.seekable() and not self.is_stdin
+
+
+def _gathered(batches: Generator[list[Line]], least: int) -> Generator[list[Line]]:
+    """The same lines, so many of them at a time at least."""
+    lines: list[Line] = []
+    pieces = 0
+    with closing(batches):
+        try:
+            for batch in batches:
+                lines += batch
+                pieces += 1
+                if len(lines) >= least or pieces >= _MOST_PIECES:
+                    yield lines
+                    lines, pieces = [], 0
+        except RunStopped:
+            yield lines  # what could be read
+            raise
+        yield lines
 
 
 def _stdin() -> int:

@@ -45,8 +45,8 @@ def whole(data, **more):
     return splitter.feed(data) + splitter.feed(b"")
 
 
-async def batched(source, index=0, offset=0):
-    return [line async for batch in source.batches(index, offset) for line in batch]
+async def batched(source, index=0, offset=0, least=1):
+    return [line async for batch in source.batches(index, offset, least=least) for line in batch]
 
 
 @given(inputs, st.lists(st.integers(0, 200)))
@@ -173,14 +173,30 @@ async def test_an_empty_input_has_no_lines(tmp_path, data):
     assert await source.count() == 0
 
 
+async def test_as_many_lines_come_at_a_time_as_are_asked_for(tmp_path):
+    source = written(tmp_path, b"".join(b'{"a":%d,"b":"%b"}\n' % (n, b"x" * 1000) for n in range(3000)))
+    sizes = [len(batch) async for batch in source.batches(least=700)]
+    assert sum(sizes) == 3000
+    assert all(700 <= size < 1000 for size in sizes[:-1])
+    assert await batched(source, least=700) == await batched(source) == list(source.lines())
+
+
+async def test_fewer_lines_come_at_a_time_where_they_are_long(tmp_path):
+    source = written(tmp_path, b"".join(b"%d%b\n" % (n % 10, b"x" * 300_000) for n in range(30)))
+    batches = [batch async for batch in source.batches(least=1000)]
+    assert sum(map(len, batches)) == 30
+    assert max(sum(len(line.raw) for line in batch) for batch in batches) < 3_000_000
+
+
+@pytest.mark.parametrize("least", [1, 100_000])
 @pytest.mark.parametrize("codec", [gzip.compress, zstd.compress])
-async def test_a_cut_compressed_file_stops_the_run_after_what_could_be_read(tmp_path, codec):
+async def test_a_cut_compressed_file_stops_the_run_after_what_could_be_read(tmp_path, codec, least):
     data = os.urandom(600_000).hex().encode().replace(b"00", b"\n")
     source = written(tmp_path, codec(data)[:-100_000])
     read = []
 
     async def read_all():
-        async for batch in source.batches():
+        async for batch in source.batches(least=least):
             read.extend(batch)
 
     with pytest.raises(RunStopped, match=r"cannot read the input .* beyond line") as stopped:

@@ -1,7 +1,7 @@
 """Reader, bounded workers, one writer: the run of a job, from a line in to a line out.
 
 Workers pull lines from one reader and hand each outcome to the writer by a plain call, so between a line read and a line
-written nothing waits: what exists at any moment is two pieces of the input, the second of which is read before the first is
+written nothing waits: what exists at any moment is two batches of lines, the second of which is read before the first is
 used up, and one request for each worker. A slow endpoint, or a slow disk, is felt by the reader at once. There are as many workers
 as attempts may be in flight, and one more for each whose request is held by a limit of its own model, so that requests to other
 models are not.

@@ -67,6 +67,17 @@ def done(answers: list[tuple[float, int]], since: float, until: float) -> int:
     return sum(since <= at < until for at, _ in answers)
 
 
+@pytest.mark.parametrize(("median_s", "found"), [(0.1, True), (0.002, False)])
+def test_where_answers_come_within_a_tenth_of_a_second_nobody_is_held_back(median_s, found):
+    """A thousand in flight at a server of 100 places take ten times as long as a hundred would: 20 ms are no wait."""
+
+    def took(_: float, random: Random) -> tuple[float, float]:
+        return random.lognormvariate(log(median_s), 0.5), 300.0
+
+    pacer, _ = work(Server(lambda _: 100, took), 300.0 * median_s)
+    assert (pacer.most_in_flight is not None) is found
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_a_server_that_works_on_200_at_once_has_not_many_more_in_the_end_and_does_as_much(seed):
     pacer, answers = work(Server(lambda _: 200, random=Random(seed)), 600.0)

@@ -8,7 +8,9 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from pacing import ROWS, Batchkit, Ideal, run
+from controllers import Batchkit, Ideal
+from limits import ROWS
+from pacing import run
 
 
 @pytest.mark.parametrize(

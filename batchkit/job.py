@@ -8,7 +8,7 @@ happened, leave files that say exactly what was answered.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +18,7 @@ import anyio
 
 from batchkit.accounts import build_summary
 from batchkit.audit import Audit
+from batchkit.belonging import refuse_other_input, refuse_other_settings
 from batchkit.credentials import Credentials
 from batchkit.endpoint import Endpoint, open_endpoint
 from batchkit.engine.gate import Clock, SystemClock
@@ -31,7 +32,6 @@ from batchkit.errors import (
     BatchkitError,
     Interrupted,
     JobDamaged,
-    JobMismatch,
     OutputFull,
     RunStopped,
     TooManyFailures,
@@ -179,10 +179,10 @@ class JobRun:
             )
         )
         if state.job_id is not None:
-            self._refuse_other_settings(state.job_id, state.run)
+            refuse_other_settings(settings, state.job_id, state.run, self._header)
             # A pipe is read once: its lines are compared as they are met.
             if self._identity.size is not None and state.checksums is not None:
-                await self._refuse_other_input(state)
+                await refuse_other_input(self._source, state, self._stop)
             self._resumed = True
         if state.killed and state.run is not None:
             self._header = replace(self._header, in_flight_before=state.run.concurrency)
@@ -252,54 +252,6 @@ class JobRun:
             else:
                 return True
         return False
-
-    def _refuse_other_settings(self, job_id: str, before: RunHeader | None) -> None:
-        settings = self._settings
-        if settings.job_id not in (None, job_id):
-            raise JobMismatch(
-                f"the output belongs to the job {job_id!r}, not {settings.job_id!r}. Nothing was sent. Leave --job-id out "
-                "to go on with it, or name another output."
-            )
-        if before is None or settings.force:
-            return
-        for what, then, now in (
-            ("endpoint", before.base_url, self._header.base_url),
-            ("model and body defaults", before.defaults, self._header.defaults),
-        ):
-            if then != now:
-                raise JobMismatch(
-                    f"the job began with another {what}: {_shown(then)}, now {_shown(now)}. Nothing was sent. Go on as it "
-                    "began, or mix the two on purpose with --force, or begin anew with --overwrite."
-                )
-        longer = (self._identity.size or 0) - (before.input_bytes or 0)
-        if None not in (self._identity.size, before.input_bytes) and longer > 0 and not settings.allow_growth:
-            raise JobMismatch(
-                f"the input is {longer:,} bytes longer than when the job was last worked on. Nothing was sent. If lines were "
-                "only added at its end, go on with --allow-growth; else give the input as it was."
-            )
-
-    async def _refuse_other_input(self, state: JobState) -> None:
-        """Compare each line that is done with what was answered. Only after the input's file was touched, or by a scan."""
-        end = state.done.end
-        first_open = next((stop for start, stop in state.done.intervals() if start == 0), 0)
-        following = 0
-        async with aclosing(self._source.checksums()) as pieces:
-            async for index, offset, checksums in pieces:
-                if self._stop.cause is not None:
-                    raise self._stop.cause
-                state.refuse_changed(index, checksums)
-                if index <= first_open:
-                    state.index, state.offset = index, offset
-                following = index + len(checksums)
-                if following >= end:
-                    break
-        if following < end:
-            raise JobMismatch(
-                f"the input ends at line {following}, but the output has an answer to line {end}: the input was cut, or it is "
-                "another. Nothing was sent. Give the input as it was, or another output."
-            )
-        # Compared once is enough.
-        state.checksums = None
 
     async def work(self, endpoint: Endpoint) -> dict[str, Any]:
         """Send what is not done, to the end of the input or of the run. Returns the summary."""
@@ -567,11 +519,6 @@ def write_derived(store: Store, summary: Mapping[str, Any]) -> None:
     """Write the summary and the report beside the output."""
     store.replace(store.paths.summary, summary_format.dumps(summary))
     store.replace(store.paths.report, report_format.render_html(summary).encode())
-
-
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def _first(group: BaseExceptionGroup[BatchkitError]) -> BatchkitError:

@@ -81,7 +81,7 @@ def _run_command(args: argparse.Namespace) -> int:
     try:
         code: int = args.command(args)
     except BatchkitError as error:
-        from batchkit.formats.summary import printable  # noqa: PLC0415
+        from batchkit.formats.words import printable  # noqa: PLC0415
 
         if error.summary is not None:
             _print_summary(error.summary, as_json=args.json)
@@ -304,7 +304,7 @@ def _estimate(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from batchkit.formats.summary import printable  # noqa: PLC0415
+    from batchkit.formats.words import printable  # noqa: PLC0415
     from batchkit.validation import validate  # noqa: PLC0415
 
     found = validate(args.input)
@@ -363,7 +363,7 @@ def _repair(args: argparse.Namespace) -> int:
 
 
 def _print_summary(summary: Mapping[str, Any], *, as_json: bool) -> None:
-    from batchkit.formats.summary import render  # noqa: PLC0415
+    from batchkit.formats.summary_text import render  # noqa: PLC0415
 
     if as_json:
         _print_json(summary)

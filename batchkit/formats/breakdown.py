@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from batchkit.formats.summary import Figures, cost_in_words, figures_to_json, printable
+from batchkit.formats.summary import Figures, figures_to_json
+from batchkit.formats.words import cost_in_words, printable
 
 __all__ = ["GroupFigures", "build_breakdown", "render_breakdown"]
 

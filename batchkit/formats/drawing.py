@@ -22,7 +22,7 @@ from batchkit.formats.over_time import (
     stretches,
     top_of,
 )
-from batchkit.formats.summary import amount, duration, moment, printable
+from batchkit.formats.words import amount, duration, moment, printable
 
 __all__ = ["DRAWING_STYLE", "draw_over_time"]
 

@@ -13,7 +13,7 @@ from decimal import Decimal
 from textwrap import wrap
 from typing import Any
 
-from batchkit.formats.summary import amount, dollars, duration, printable
+from batchkit.formats.words import amount, dollars, duration, printable
 
 __all__ = ["Basis", "Figures", "Pilot", "build", "render"]
 

@@ -11,7 +11,8 @@ from html import escape
 from typing import Any
 
 from batchkit.formats.drawing import DRAWING_STYLE, draw_over_time
-from batchkit.formats.summary import amount, cost_in_words, dollars, duration, moment, printable, what_next
+from batchkit.formats.summary_text import what_next
+from batchkit.formats.words import amount, cost_in_words, dollars, duration, moment, printable
 
 __all__ = ["render_html"]
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO
 from tqdm import tqdm
 
 from batchkit.events import AttemptFailed, Event, Gauges, Notice, Observer, RunStarted, RunStopping
-from batchkit.formats.summary import amount, dollars, duration, printable
+from batchkit.formats.words import amount, dollars, duration, printable
 
 __all__ = ["Mode", "Part", "ProgressBar", "ProgressLog", "choose", "parts"]
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from batchkit.formats.summary import amount, duration
+from batchkit.formats.words import amount, duration
 from batchkit.observers.progress import Mode
 
 __all__ = ["Reading"]

@@ -6,7 +6,7 @@ import pytest
 
 import batchkit
 from batchkit.cli.main import main
-from batchkit.formats.summary import render
+from batchkit.formats.summary_text import render
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from aiohttp import web
 from forked_command import ForkedCommand, Forker
 
 import batchkit
-from batchkit.formats.summary import render
+from batchkit.formats.summary_text import render
 from batchkit.job import JobRun
 from batchkit.rules.tokens import count_prompt
 from batchkit.testing import FaultyDisk, ManualClock, ScriptedEndpoint

@@ -4,7 +4,8 @@ import orjson
 import pytest
 
 from batchkit.formats.over_time import limits_in_words, over_time_to_json, refusals_in_words, sparkline
-from batchkit.formats.summary import Totals, build, render
+from batchkit.formats.summary import Totals, build
+from batchkit.formats.summary_text import render
 from batchkit.records import FoundLimit, TimeBin
 
 

@@ -3,21 +3,9 @@ from decimal import Decimal
 
 import pytest
 
-from batchkit.formats.summary import (
-    Figures,
-    ModelFigures,
-    OutcomeFigures,
-    Totals,
-    amount,
-    build,
-    dollars,
-    dumps,
-    duration,
-    moment,
-    printable,
-    render,
-    what_next,
-)
+from batchkit.formats.summary import Figures, ModelFigures, OutcomeFigures, Totals, build, dumps
+from batchkit.formats.summary_text import render, what_next
+from batchkit.formats.words import amount, dollars, duration, moment, printable
 from batchkit.records import Usage
 
 NOTHING = {

@@ -63,6 +63,7 @@ ROWS: Mapping[str, Row] = {
     "2000": Row("2,000 in flight, 1 s each", 2_000, 10_000, SAME, once=True),
     "2000-mixed": Row("2,000 in flight, median 1 s, sigma 0.5", 2_000, 10_000, MIXED, once=True),
     "10000": Row("10,000 in flight, 1 s each", 10_000, 30_000, SAME, once=True),
+    "10000-long": Row("10,000 in flight, 1 s each, 200,000 lines", 10_000, 200_000, SAME, once=True),
     "10000-mixed": Row("10,000 in flight, median 1 s, sigma 0.5", 10_000, 30_000, MIXED, once=True),
 }
 START = "start"

@@ -12,10 +12,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from batchkit.cli.memory import keep_freed_memory, rare_collections
 from batchkit.cli.redaction import keys_hidden
 from batchkit.errors import BatchkitError, Interrupted
 from batchkit.version import __version__
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from batchkit.engine.stop import Stop
 
 __all__ = ["main"]
-
-_BETWEEN_COLLECTIONS = 50_000
-"""So many more objects that could be in a cycle than at the last look; some megabytes, if all were garbage."""
 
 _EPILOG = """\
 exit codes: 0 every request has its result; 1 finished, with failures; 2 wrong usage, settings or input file, nothing was
@@ -239,26 +237,11 @@ def _run(args: argparse.Namespace) -> int:
                 observers=() if observer is None else (observer,),
             )
 
-    with _rare_collections():
+    keep_freed_memory()
+    with rare_collections():
         summary = run_in_loop(work)
     _print_summary(summary, as_json=args.json)
     return 1 if summary["requests"]["failed"] else 0
-
-
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Have Python look for cycles of garbage less often: a run makes next to none, and has much in hand that is none.
-
-    With 10,000 requests in flight it is a fifth of all work otherwise.
-    """
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(_BETWEEN_COLLECTIONS, *thresholds[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 class _Signals:

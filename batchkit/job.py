@@ -431,9 +431,12 @@ class JobRun:
         """Count the input's requests, for the time left and for what is pending."""
         state = self._state
         if state.total is None and self._identity.size is not None:
-            state.total = await self._source.count()
-            # What was a share of little may be one of all.
-            self._stop_at_most_failures()
+            with suppress(
+                RunStopped
+            ):  # whoever reads the lines to send them comes to the same place, and says so
+                state.total = await self._source.count()
+                # What was a share of little may be one of all.
+                self._stop_at_most_failures()
         self._counted.set()
 
     async def _audit(self) -> None:

@@ -14,7 +14,7 @@ import stat
 import sys
 import zlib
 from array import array
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass
 from functools import partial
@@ -37,8 +37,8 @@ __all__ = ["InputIdentity", "LineSplitter", "Source"]
 
 _PIECE = 256 * 1024
 """Bytes that are read at once."""
-_MOST_PIECES = 8
-"""That are cut into lines before anybody hears of them, where one holds few lines."""
+_MOST_BYTES = 2 * 1024 * 1024
+"""Of lines that are read together."""
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -254,21 +254,24 @@ class Source:
 
 
 def _gathered(batches: Generator[list[Line]], least: int) -> Generator[list[Line]]:
-    """The same lines, so many of them at a time at least."""
+    """The same lines, so many of them at a time at least, but for those that are long."""
     lines: list[Line] = []
-    pieces = 0
     with closing(batches):
         try:
             for batch in batches:
                 lines += batch
-                pieces += 1
-                if len(lines) >= least or pieces >= _MOST_PIECES:
+                if lines and (len(lines) >= least or _bytes_of(lines) >= _MOST_BYTES):
                     yield lines
-                    lines, pieces = [], 0
+                    lines = []
         except RunStopped:
             yield lines  # what could be read
             raise
         yield lines
+
+
+def _bytes_of(lines: Sequence[Line]) -> int:
+    last = lines[-1]
+    return last.offset - lines[0].offset + len(last.raw or b"")
 
 
 def _stdin() -> int:

@@ -188,6 +188,16 @@ async def test_fewer_lines_come_at_a_time_where_they_are_long(tmp_path):
     assert max(sum(len(line.raw) for line in batch) for batch in batches) < 3_000_000
 
 
+@pytest.mark.parametrize("codec", [bytes, gzip.compress, zstd.compress])
+async def test_a_compressed_file_gives_as_many_lines_at_a_time(tmp_path, codec):
+    """A piece of what is compressed holds far fewer of them than one of a plain file."""
+    text = [os.urandom(300).hex().encode() for _ in range(5000)]
+    source = written(tmp_path, codec(b"\n".join(text)))
+    sizes = [len(batch) async for batch in source.batches(least=2000)]
+    assert sum(sizes) == 5000
+    assert min(sizes[:-1]) >= 2000
+
+
 @pytest.mark.parametrize("least", [1, 100_000])
 @pytest.mark.parametrize("codec", [gzip.compress, zstd.compress])
 async def test_a_cut_compressed_file_stops_the_run_after_what_could_be_read(tmp_path, codec, least):

@@ -95,6 +95,8 @@ class Pipeline:
         self._waiting: deque[Future[None]] = deque()
         """Workers that want a line when there is none. Thousands do at times, and an event of anyio's would take ten times as much."""
         self._ended = False
+        self._unreadable: BatchkitError | None = None
+        """Why there are no more lines, if that is not the end of the input."""
         self._taken: dict[int, int] = {}
         self._last: tuple[int, int] | None = None
         self._tasks = asyncio.TaskGroup()
@@ -216,6 +218,8 @@ class Pipeline:
     async def _more(self, group: TaskGroup) -> bool:
         """Wait for more lines. False at the end of the input or of the run."""
         if self._stop.cause is not None or (self._ended and not self._lines):
+            if self._unreadable is not None:
+                self._stop.request(self._unreadable)
             self._wake(len(self._waiting))
             return False
         if not self._lines:
@@ -249,8 +253,8 @@ class Pipeline:
                 except StopAsyncIteration:
                     self._ended = True
                 except BatchkitError as error:
-                    # What is in flight is still worth writing down.
-                    self._stop.request(error)
+                    # What was read before is still worth sending.
+                    self._ended, self._unreadable = True, error
                 finally:
                     self._stop.forget(scope)
         except Exception as error:  # noqa: BLE001 - raised again, by `run`

@@ -15,7 +15,7 @@ _GUESSED_COMPLETION = 1024
 
 @dataclass(slots=True)
 class TokenForecast:
-    """What requests to one model take, learned from those that were answered lately.
+    """What requests to one model take, learned from those that were answered lately, since anybody asks for tokens.
 
     Prompts are forecast from the bytes of the body, completions from their mean and the request's own limit. Before
     twenty answers the guesses are on the high side: a quarter of the bytes is typical, a third is reserved. Later ones are

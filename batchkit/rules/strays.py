@@ -16,7 +16,7 @@ _TOLERATED_FREE, _ALARMING_FREE = 0.03, 8.0
 _MEASURED = 2.0
 """The most that the score is once a limit was measured: a single stray does not lower it again, and a few refusals do."""
 _HALVED = 4.0
-"""And once a rate was halved: another refusal at once lowers it again, and a stray among a second's starts does not."""
+"""And once a rate was halved: two more refusals lower it again, and a stray does not."""
 
 
 class Strays:

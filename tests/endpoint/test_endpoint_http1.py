@@ -344,6 +344,27 @@ async def test_a_server_that_leaves_before_a_request_is_written_gets_it_over_a_n
     assert server.connections == 3
 
 
+async def test_of_many_that_leave_together_those_are_sent_anew_that_the_server_has_left():
+    many = 40
+
+    def those_left(connections: Iterable[int]) -> set[int]:
+        left = set(connections) & hung_up
+        asked.extend(connections)
+        return left
+
+    server = ScriptedServer(http(200, GOOD))
+    async with server.listening() as url, endpoint_at(url) as endpoint:
+        await asyncio.gather(*(endpoint.attempt(REQUEST, TRACE) for _ in range(many)))
+        kept = [connection.fileno for connection in endpoint._pool._idle]
+        hung_up, asked = set(kept[::3]), list[int]()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("batchkit.endpoint.pool.stirred", those_left)
+            answers = await asyncio.gather(*(endpoint.attempt(REQUEST, TRACE) for _ in range(many)))
+    assert answers == [reply()] * many
+    assert sorted(asked[:many]) == sorted(kept)
+    assert server.received == 2 * many
+
+
 async def test_a_second_try_has_what_the_first_left_of_the_time(monkeypatch):
     server = ScriptedServer(http(200, GOOD), hanging)
     async with server.listening() as url, endpoint_at(url) as endpoint:

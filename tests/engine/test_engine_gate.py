@@ -139,6 +139,20 @@ async def test_tpm_reserves_the_forecast_and_settles_with_what_was_used():
     assert clock.now() < 1.0
 
 
+async def test_where_tokens_are_limited_the_forecast_is_what_answers_took():
+    clock, stop = ManualClock(), Stop()
+    gate = Gate(Pacer(tpm=600_000), clock, stop)
+    request = ask(size=300, max_tokens=900)
+    for _ in range(20):
+        reserved = await gate.admit(request)
+        assert reserved is not None
+        assert reserved.tokens == pytest.approx(1000)
+        gate.settle(request, reply(), reserved)
+    learned = await gate.admit(request)
+    assert learned is not None
+    assert learned.tokens == pytest.approx(15)
+
+
 async def test_where_a_prompt_can_be_counted_its_tokens_are_reserved_exactly():
     clock, stop = ManualClock(), Stop()
     gate = Gate(Pacer(tpm=6000), clock, stop, count_prompt=lambda request: 700 if request.index else None)

@@ -224,15 +224,30 @@ async def _abandon_when(scene: Scene, comes: Callable[[], bool]) -> None:
     scene.stop.abandon(Interrupted(15, "at once"))
 
 
-async def test_an_input_that_breaks_drains_the_run_and_is_its_cause():
+@pytest.mark.parametrize("reads_ahead", [False, True])
+@pytest.mark.parametrize("concurrency", [1, 3, 20])
+async def test_an_input_that_breaks_ends_the_run_once_all_that_could_be_read_is_done(
+    concurrency, reads_ahead
+):
     async def batches() -> AsyncIterator[list[Line]]:
         yield [Line(index, index, b"{}") for index in range(10)]
         raise RunStopped("cannot read on", code="input_unreadable")
 
-    scene = Scene(batches=batches())
+    scene = Scene(batches=batches(), concurrency=concurrency, reads_ahead=reads_ahead)
     await scene.pipeline.run()
-    assert sorted(scene.indexes) == sorted(scene.sent)
+    assert sorted(scene.indexes) == list(range(10))
     assert isinstance(scene.stop.cause, RunStopped)
+
+
+async def test_what_cannot_be_read_beyond_the_limit_is_nobodys_business():
+    async def batches() -> AsyncIterator[list[Line]]:
+        yield [Line(index, index, b"{}") for index in range(10)]
+        raise RunStopped("cannot read on", code="input_unreadable")
+
+    scene = Scene(batches=batches(), limit=10, reads_ahead=True)
+    await scene.pipeline.run()
+    assert sorted(scene.indexes) == list(range(10))
+    assert scene.stop.cause is None
 
 
 async def test_a_stop_does_not_wait_for_an_input_that_says_nothing():

@@ -156,6 +156,41 @@ def test_fault_22_a_pipe_with_a_name_is_read_but_once_and_checked_too(
     assert len(endpoint.received) == 12
 
 
+def test_whoever_writes_into_a_pipe_may_wait_for_an_answer_before_the_next_line(
+    command, endpoint, files, line, tmp_path, until
+):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def ask():
+        with pipe.open("wb", buffering=0) as writing:
+            for number in range(5):
+                writing.write(line(number))
+                until(lambda asked=number + 1: len(endpoint.received) == asked)
+
+    with ThreadPoolExecutor(1) as writer:
+        asking = writer.submit(ask)
+        ran = command("run", pipe, "-o", files.results_path, "--base-url", endpoint.base_url, "--json")
+    asking.result()
+    assert counts(ran.json) == (5, 0)
+
+
+def test_of_a_compressed_input_that_was_cut_what_can_be_read_is_answered(
+    command, endpoint, files, line, tmp_path
+):
+    path = tmp_path / "requests.jsonl.gz"
+    first, second = (b"".join(line(number) for number in numbers) for numbers in (range(10), range(10, 20)))
+    path.write_bytes(gzip.compress(first) + gzip.compress(second)[:-20])
+    words = ["run", path, "-o", files.results_path, "--base-url", endpoint.base_url, "--concurrency", 2]
+    ran = command(*words, code=3)
+    assert "cannot read the input" in ran.err
+    assert "Traceback" not in ran.err
+    answered = sorted(each["batchkit"]["index"] for each in files.results)
+    assert answered == list(range(len(answered)))
+    assert 10 <= len(answered) == files.summary["requests"]["succeeded"] < 20
+    assert files.summary["status"] == "stopped"
+
+
 @pytest.mark.parametrize("content", [b"", b"\n\n \r\n", b"\xef\xbb\xbf"])
 def test_fault_23_an_empty_input_ends_with_0_an_empty_output_and_a_summary(content, run, endpoint, files):
     summary = run(content)

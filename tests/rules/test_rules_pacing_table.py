@@ -33,3 +33,11 @@ def test_nearly_all_that_a_hidden_limit_allows_is_answered_and_next_to_nothing_r
     ideal, ran = (run(make, short, seed=1) for make in (Ideal, Batchkit))
     assert len(ran.answered) >= of_ideal * len(ideal.answered)
     assert ran.refused <= refused * len(ran.answered)
+
+
+@pytest.mark.parametrize("seed", [9, 14])
+def test_a_stray_in_the_wrong_moment_is_not_taken_for_the_limit(seed):
+    """Right after a rate was guessed, or halved: each cost a tenth of these jobs once."""
+    short = replace(ROWS["50/s, 1 % strays"], seconds=240.0, workers=500)
+    ideal, ran = (run(make, short, seed) for make in (Ideal, Batchkit))
+    assert len(ran.answered) >= 0.97 * len(ideal.answered)

@@ -38,7 +38,7 @@ def rare_collections() -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Have the C library keep what large answers leave, instead of giving it back and asking for it anew with the next.
 
-    With answers of 100 KB that is a fifth of all work. Only glibc can be told so (https://man7.org/linux/man-pages/man3/mallopt.3.html);
+    With answers of 100 KB that is a tenth of all work. Only glibc can be told so (https://man7.org/linux/man-pages/man3/mallopt.3.html);
     with another nothing happens.
     """
     import ctypes  # noqa: PLC0415 - it takes a while to import, and few commands need it

@@ -1,10 +1,13 @@
-"""What large answers leave is used again."""
+"""How the process of a run goes about its memory."""
 
+import gc
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from batchkit.cli.memory import rare_collections
 
 ROUNDS = """
 import resource
@@ -32,3 +35,17 @@ def faults(*, kept: bool) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
 def test_memory_of_large_answers_is_not_asked_for_anew_with_the_next():
     assert faults(kept=True) < faults(kept=False) / 10
+
+
+def test_garbage_is_collected_rarely_during_a_run_and_as_before_after_it():
+    before = gc.get_threshold()
+
+    def run() -> None:
+        with rare_collections():
+            assert gc.get_threshold()[0] > 10 * before[0]
+            assert gc.get_freeze_count() > 0
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run()
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)

@@ -253,9 +253,9 @@ def fault_11_failing_fsync(job):
 
 def fault_12_folder_removed(job):
     patch = (
-        "import shutil\nfrom batchkit.store import Store\nappend = Store.append\ndef removing(self, line):\n"
+        "import shutil\nfrom batchkit.store import Store\nappend = Store.append\ndef removing(self, *lines):\n"
     )
-    patch += f"    append(self, line)\n    shutil.rmtree({str(job.folder)!r}, ignore_errors=True)\nStore.append = removing"
+    patch += f"    append(self, *lines)\n    shutil.rmtree({str(job.folder)!r}, ignore_errors=True)\nStore.append = removing"
     job.go_on(code=4, says="was removed", patch=patch)
 
 

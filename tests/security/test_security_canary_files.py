@@ -252,9 +252,7 @@ def fault_11_failing_fsync(job):
 
 
 def fault_12_folder_removed(job):
-    patch = (
-        "import shutil\nfrom batchkit.store import Store\nappend = Store.append\ndef removing(self, *lines):\n"
-    )
+    patch = "import shutil\nfrom batchkit.store import Store\nappend = Store.append\ndef removing(self, *lines):\n"
     patch += f"    append(self, *lines)\n    shutil.rmtree({str(job.folder)!r}, ignore_errors=True)\nStore.append = removing"
     job.go_on(code=4, says="was removed", patch=patch)
 
@@ -363,7 +361,7 @@ def fault_42_stdout_closed_and_full(job):
 
 
 def fault_44_the_writer_dies(job):
-    patch = "import os\nfrom batchkit.store import Store\ndef append(self, line):\n"
+    patch = "import os\nfrom batchkit.store import Store\ndef append(self, *lines):\n"
     job.go_on(
         code=1, says="[key]", patch=f"{patch}    raise RuntimeError(dict(os.environ))\nStore.append = append"
     )
@@ -442,7 +440,7 @@ def test_answers_that_are_written_as_they_came_are_found(job, canary):
 
 def test_what_is_printed_as_it_is_is_found(job, canary):
     unhidden = "from batchkit.cli import redaction\nredaction._keys = lambda environ: []\n"
-    patch = f"{unhidden}import os\nfrom batchkit.store import Store\ndef append(self, line):\n"
+    patch = f"{unhidden}import os\nfrom batchkit.store import Store\ndef append(self, *lines):\n"
     job.go_on(code=1, patch=f"{patch}    raise RuntimeError(dict(os.environ))\nStore.append = append")
     canary.assert_unseen(job.folder)
     with pytest.raises(AssertionError):

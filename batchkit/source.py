@@ -145,10 +145,10 @@ class Source:
         return InputIdentity(os.path.abspath(self.path), status.st_size, status.st_mtime_ns)  # noqa: PTH100 - a string
 
     async def batches(self, index: int = 0, offset: int = 0, *, least: int = 1) -> AsyncGenerator[list[Line]]:
-        """The lines from the one at `index`, which begins at byte `offset`, a piece's worth at a time.
+        """The lines from the one at `index`, which begins at byte `offset`, some at a time.
 
-        A compressed input or a pipe is read from its beginning all the same, and lines before `index` are left out. Of what can be
-        read without waiting for anybody, `least` lines may be asked for at a time; there are fewer where that would be many bytes.
+        A compressed input or a pipe is read from its beginning all the same, and lines before `index` are left out. They come as
+        they are read, a piece at a time; where `least` is more than 1, so many together, or fewer if those are many bytes.
         """
         stdin = _stdin() if self.is_stdin else None
         if stdin is not None and not _can_stall(stdin):

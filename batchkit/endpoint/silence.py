@@ -23,8 +23,8 @@ def stirred(connections: Iterable[int]) -> set[int]:
 
     Either is seen in the socket at once, but by the event loop only at its next turn. What is sent in between is lost, and
     nobody can tell afterwards whether it was read. Asking the sockets makes that window as short as the way to the server and
-    what is written to those that were asked together. A loss within it is a plain connection error: to send again unasked would be to guess that nothing
-    was billed.
+    what is written to those that were asked together. A loss within it is a plain connection error: to send again unasked would
+    be to guess that nothing was billed.
     """
     poll = select.poll()  # kept with each connection, it would be half a kilobyte of each
     for connection in connections:

@@ -7,27 +7,23 @@ failure, since most requests have none and its machinery costs as much as a good
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from decimal import Decimal
-from typing import Final
 
-import anyio
 import tenacity
-from anyio.abc import TaskGroup
 
 from batchkit.engine.gate import Clock, Gate
-from batchkit.engine.hedging import HEDGED, OVERTAKEN, Hedge, Hedging
-from batchkit.engine.purse import Claim, Purse
+from batchkit.engine.hedging import Hedging
+from batchkit.engine.history import History
+from batchkit.engine.purse import Purse
 from batchkit.engine.stop import Stop
-from batchkit.engine.under_way import UnderWay, Watch
+from batchkit.engine.under_way import Watch
 from batchkit.errors import EndpointRefused
 from batchkit.events import AttemptFailed, Event, Notice
 from batchkit.records import Answer, Billed, Failure, Outcome, Reply, Request, Trace
 from batchkit.rules.money import sum_of
 from batchkit.rules.outage import Outage
 from batchkit.rules.retry import (
-    Decision,
     Remedy,
     RetryAfter,
     RetryPolicy,
@@ -42,38 +38,6 @@ from batchkit.rules.stopping import StopRule
 from batchkit.rules.tracing import Tracer
 
 __all__ = ["Delivery"]
-
-_NO_REASONS: Final[Mapping[str, int]] = {}
-
-
-class _History(UnderWay):
-    """What happened to one request so far."""
-
-    attempts: int = 0
-    faults: int = 0
-    latency_s: float = 0.0
-    maybe_billed: int = 0
-    gateway_retries: int = 0
-    billed: tuple[Billed, ...] = ()
-    """What the repeated attempts took, as far as they said so."""
-    decision: Decision | None = None
-    refused: bool = False
-    """Whether the last attempt was, for its model's limit."""
-    retries_fault: bool = False
-    """Whether the next attempt, or the one under way, repeats one that failed by a fault, and is paid by the budget."""
-    probes: bool = False
-    """Whether the attempt under way finds out if an endpoint that was out of reach is back."""
-    claim: Claim | None = None
-    """What each attempt may cost, in a run with a `max_cost`."""
-    maybe_cost: Decimal = Decimal(0)
-    hedge: Hedge | None = None
-    """What is under way beside the attempt."""
-
-    reasons: Mapping[str, int] = _NO_REASONS
-
-    def count(self, reason: str) -> None:
-        """Count an attempt that did not bring the outcome."""
-        self.reasons = {**self.reasons, reason: self.reasons.get(reason, 0) + 1}
 
 
 class Delivery:
@@ -103,12 +67,18 @@ class Delivery:
     ) -> None:
         self._send = attempt
         self.under_way = Watch(clock, patient=patient)
-        self._hedges: dict[Hedge, None] = {}
+        self._hedging: Hedging | None = None
         if hedge is not None:
             self._hedging = Hedging(
-                hedge, answered=lambda: self.under_way.answered()[0], has_room=self._has_room
+                hedge,
+                attempt,
+                watch=self.under_way,
+                gate=gate,
+                purse=purse,
+                tracer=tracer,
+                clock=clock,
+                has_room=self._has_room,
             )
-            self.under_way.hedge = self._hedge
         self._purse = purse
         self._gate = gate
         self._policy = policy
@@ -125,8 +95,12 @@ class Delivery:
         self._clock = clock
         self._jitter = jitter
         self._emit = emit
-        self.in_flight = 0
+        self._in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
         """Attempts that were sent and not answered yet."""
+        return self._in_flight + (0 if self._hedging is None else self._hedging.in_flight)
 
     @property
     def proven(self) -> bool:
@@ -145,7 +119,7 @@ class Delivery:
     async def deliver(self, request: Request) -> Outcome | None:
         """The request's outcome; None when the run stops before there is one, and the request stays open."""
         under_way = self.under_way
-        history = _History(request, under_way.patience_with(request.model), self._clock.now())
+        history = History(request, under_way.patience_with(request.model), self._clock.now())
         under_way.requests[history] = None
         trace_id = self._tracer.trace_id(request)
         try:
@@ -178,7 +152,7 @@ class Delivery:
         )
 
     async def _try_again(
-        self, request: Request, trace_id: str, history: _History, first: Failure
+        self, request: Request, trace_id: str, history: History, first: Failure
     ) -> Answer | None:
         answers: list[Answer] = [first]
 
@@ -198,7 +172,7 @@ class Delivery:
             sleep=sleep,
         )(attempt)
 
-    async def _try(self, request: Request, trace_id: str, history: _History) -> Answer | None:
+    async def _try(self, request: Request, trace_id: str, history: History) -> Answer | None:
         """One attempt and the decision after it. None when the run stops first or with it."""
         history.decision = None
         if not self._stop_rule.proven and (verdict := self._stop_rule.before(request)) is not None:
@@ -208,8 +182,8 @@ class Delivery:
             return None
         if self._purse is not None and not await self._reserve(self._purse, request, history):
             return None
-        while self._hedges and self._gate.full:
-            await self._end_a_hedge()
+        if self._hedging is not None:
+            await self._hedging.make_room()
         reserved = self._gate.admit_now(request) or await self._gate.admit(request)
         if reserved is None or self._stop.cause is not None:
             if self._purse is not None and history.claim is not None:
@@ -217,7 +191,7 @@ class Delivery:
             return None
         history.attempts += 1
         trace = self._tracer.attempt(request, trace_id, history.attempts)
-        self.in_flight += 1
+        self._in_flight += 1
         history.started = started = self._clock.now()
         history.answered_before = history.patience.answered
         try:
@@ -228,7 +202,7 @@ class Delivery:
                 raise
             answer = ending
         finally:
-            self.in_flight -= 1
+            self._in_flight -= 1
             history.started = None
             if history.ending is not None:
                 history.ended_with()  # its own answer was there first
@@ -239,8 +213,8 @@ class Delivery:
         if self._purse is not None and history.claim is not None:
             unsure = self._purse.settle(history.claim, answer)
             history.maybe_cost = sum_of((history.maybe_cost, unsure))
-        if history.hedge is not None:
-            answer = await self._first_of_both(history, answer)
+        if self._hedging is not None and history.hedge is not None:
+            answer = await self._hedging.first_of_both(history, history.hedge, answer)
             now = self._clock.now()
         verdict = None
         if not (self._is_well and isinstance(answer, Reply)) or history.retries_fault:
@@ -269,94 +243,7 @@ class Delivery:
             and self._stop.cause is None
         )
 
-    def _hedge(self, group: TaskGroup, under_way: Iterator[tuple[UnderWay, float]]) -> None:
-        if not self._hedging.affordable:
-            return
-        for each, took in under_way:
-            if self._hedging.begins(each, took) and isinstance(each, _History):
-                each.hedge = Hedge()
-                group.start_soon(self._beside, each, each.hedge)
-
-    async def _beside(self, history: _History, hedge: Hedge) -> None:
-        """A second attempt, until it is answered or not needed any more."""
-        try:
-            with hedge.scope:
-                await self._try_beside(history, hedge)
-        finally:
-            if hedge.answer is None:
-                # It was not sent: others that began in the same moment had the room.
-                self._hedging.withdrawn(history)
-                if history.hedge is hedge:
-                    history.hedge = None
-            hedge.done.set()
-
-    async def _try_beside(self, history: _History, hedge: Hedge) -> None:
-        request, claim = history.request, None
-        if not self._has_room():
-            return
-        if self._purse is not None and history.claim is not None:
-            claim = self._purse.reserve_beside(history.claim)
-            if claim is None:
-                return
-        reserved = self._gate.admit_now(request)
-        if reserved is None:
-            if claim is not None and self._purse is not None:
-                self._purse.release(claim)
-            return
-        history.attempts += 1
-        trace = self._tracer.attempt(request, self._tracer.trace_id(request), history.attempts)
-        self.in_flight += 1
-        started = self._clock.now()
-        hedge.answer = OVERTAKEN
-        self._hedges[hedge] = None
-        try:
-            hedge.answer = await self._send(request, trace)
-        finally:
-            self.in_flight -= 1
-            del self._hedges[hedge]
-            hedge.seconds = self._clock.now() - started
-            history.gateway_retries += abs(hedge.answer.gateway_retries)
-            self._gate.settle(request, hedge.answer, reserved)
-            if claim is not None and self._purse is not None:
-                history.maybe_cost = sum_of((history.maybe_cost, self._purse.settle(claim, hedge.answer)))
-        if isinstance(hedge.answer, Reply) and history.started is not None:
-            history.end(OVERTAKEN)
-
-    async def _end_a_hedge(self) -> None:
-        """Make room for a first attempt, which comes before any second."""
-        hedge = next(iter(self._hedges))
-        hedge.scope.cancel()
-        await hedge.done.wait()
-
-    async def _first_of_both(self, history: _History, answer: Answer) -> Answer:
-        """The first usable one of an attempt's `answer` and that of the one beside it; what the other took is counted."""
-        hedge, history.hedge = history.hedge, None
-        assert hedge is not None
-        ends = isinstance(answer, Reply) or remedy_of(answer) is Remedy.FAIL
-        if ends:
-            hedge.scope.cancel()
-        # What was answered is not given away for having to be counted.
-        with anyio.CancelScope(shield=ends):
-            await hedge.done.wait()
-        other = hedge.answer
-        if other is None:
-            return answer
-        if isinstance(other, Reply) and not isinstance(answer, Reply):
-            answer, other = other, answer
-            history.latency_s = hedge.seconds
-        unseen = other.usage is None
-        if isinstance(other, Failure):
-            unseen = other.maybe_billed
-            history.count(HEDGED if other is OVERTAKEN else other.kind.value)
-        else:
-            history.count(HEDGED)
-        if not (isinstance(other, Reply) and other.from_cache):
-            history.maybe_billed += unseen
-            if other.usage is not None:
-                history.billed += (Billed(other.model, other.usage),)
-        return answer
-
-    async def _reserve(self, purse: Purse, request: Request, history: _History) -> bool:
+    async def _reserve(self, purse: Purse, request: Request, history: History) -> bool:
         """Wait until the attempt may cost its worst. False if the run stops.
 
         Before the gate, where nobody waits for money, and after the turn, which whoever holds money may wait long for.
@@ -365,7 +252,7 @@ class Delivery:
             history.claim = purse.claim(request)
         return history.claim is not None and await purse.reserve(history.claim)
 
-    async def _turn(self, history: _History) -> bool:
+    async def _turn(self, history: History) -> bool:
         """Wait for it: a retry in the budget's queue, everyone while the endpoint is out of reach. False if the run stops."""
         self._is_well = False
         if history.retries_fault and not await self._retries.wait(
@@ -378,7 +265,7 @@ class Delivery:
             history.probes = self._outage.since is not None
         return True
 
-    def _learn(self, history: _History, answer: Answer, now: float) -> StopRun | None:
+    def _learn(self, history: History, answer: Answer, now: float) -> StopRun | None:
         """What the answer says of the network and of the server. Whether the run ends with it."""
         if isinstance(answer, Reply) and not history.retries_fault and self._outage.since is None:
             self._outage.reached(probe=False)
@@ -433,7 +320,7 @@ class Delivery:
             self._cut_off.stirred()
             self._emit(Notice(f"the endpoint is reached again, after {now - since:.0f} s"))
 
-    def _decide(self, request: Request, history: _History, failure: Failure, now: float) -> Failure | None:
+    def _decide(self, request: Request, history: History, failure: Failure, now: float) -> Failure | None:
         history.faults += is_fault(failure)
         history.refused = remedy_of(failure) is Remedy.RATE
         decision = self._policy.decide(

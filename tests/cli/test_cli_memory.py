@@ -34,7 +34,10 @@ def faults(*, kept: bool) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
 def test_memory_of_large_answers_is_not_asked_for_anew_with_the_next():
-    assert faults(kept=True) < faults(kept=False) / 10
+    usual = faults(kept=False)
+    if usual < 1000:
+        pytest.skip("nothing is given back here anyway, as something lies behind it in the heap")
+    assert faults(kept=True) < usual / 10
 
 
 def test_garbage_is_collected_rarely_during_a_run_and_as_before_after_it():

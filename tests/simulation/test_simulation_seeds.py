@@ -132,11 +132,11 @@ def test_attempts_that_are_given_up_and_second_ones_break_no_promise(monkeypatch
         monkeypatch.setattr(place, name, decided)
 
     counted(patience.Patience, "gives_up")
-    counted(Hedging, "begins")
+    counted(Hedging, "_begins")
     totals = simulated_job.live_through_all(range(60))
     assert totals.broken == []
     assert (totals.lost, totals.doubled) == (0, 0)
-    assert min(seen["gives_up"], seen["begins"]) > 20
+    assert min(seen["gives_up"], seen["_begins"]) > 20
 
 
 class HerePool:

@@ -1,0 +1,62 @@
+"""What happened to one request so far, and what is under way for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Final
+
+import anyio
+
+from batchkit.engine.purse import Claim
+from batchkit.engine.under_way import UnderWay
+from batchkit.records import Answer, Billed
+from batchkit.rules.retry import Decision
+
+__all__ = ["Hedge", "History"]
+
+_NO_REASONS: Final[Mapping[str, int]] = {}
+
+
+class Hedge:
+    """A second attempt, beside one that takes long."""
+
+    __slots__ = ("answer", "done", "scope", "seconds")
+
+    def __init__(self) -> None:
+        self.scope = anyio.CancelScope()
+        """Cancelled when its answer is not needed any more."""
+        self.done = anyio.Event()
+        self.answer: Answer | None = None
+        """What it brought; None if it was not sent, before it is `done` and where it came to nothing."""
+        self.seconds = 0.0
+
+
+class History(UnderWay):
+    """What happened to one request so far."""
+
+    attempts: int = 0
+    faults: int = 0
+    latency_s: float = 0.0
+    maybe_billed: int = 0
+    gateway_retries: int = 0
+    billed: tuple[Billed, ...] = ()
+    """What the repeated attempts took, as far as they said so."""
+    decision: Decision | None = None
+    refused: bool = False
+    """Whether the last attempt was, for its model's limit."""
+    retries_fault: bool = False
+    """Whether the next attempt, or the one under way, repeats one that failed by a fault, and is paid by the budget."""
+    probes: bool = False
+    """Whether the attempt under way finds out if an endpoint that was out of reach is back."""
+    claim: Claim | None = None
+    """What each attempt may cost, in a run with a `max_cost`."""
+    maybe_cost: Decimal = Decimal(0)
+    hedge: Hedge | None = None
+    """What is under way beside the attempt."""
+
+    reasons: Mapping[str, int] = _NO_REASONS
+
+    def count(self, reason: str) -> None:
+        """Count an attempt that did not bring the outcome."""
+        self.reasons = {**self.reasons, reason: self.reasons.get(reason, 0) + 1}

@@ -1,6 +1,6 @@
 """Chooses the parts and joins them: a file of requests worked through into a file of answers.
 
-`arun` is the whole of it. What a run does, in order: look at everything that could forbid it (settings, keys, the input,
+`run_job` is the whole of it. What a run does, in order: look at everything that could forbid it (settings, keys, the input,
 the output) before anything is written; take the job's lock and read what stands in its files; send; and, whatever
 happened, leave files that say exactly what was answered.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from batchkit.errors import (
     BatchkitError,
     Interrupted,
     JobDamaged,
-    OutputFull,
     RunStopped,
     TooManyFailures,
     UsageError,
@@ -60,7 +59,7 @@ from batchkit.rules.tally import Tally
 from batchkit.rules.tally_state import state_of
 from batchkit.settings import Settings
 from batchkit.source import InputIdentity, Source
-from batchkit.spent import read_authorised, refuse_unbounded, spent_before
+from batchkit.spent import read_authorised, refuse_unbounded, spent_before, write_authorised
 from batchkit.state import AT_ONCE_BYTES, LEFT_AT_ONCE, JobState, load_for_run, reopen_failures
 from batchkit.store import Store
 from batchkit.version import __version__
@@ -68,8 +67,6 @@ from batchkit.version import __version__
 __all__ = ["JobRun", "run_job", "write_derived"]
 
 _PATIENCE_S = 1.0
-_ASK_AGAIN_S = 1.0
-"""How often a full disk is asked whether there is room by now for what an attempt may cost."""
 _LINES_EACH = 4
 """Lines that are read together for each attempt that may be in flight: a worker that finds none has to wait, and to be woken."""
 _SIMULATED = "simulator"
@@ -237,22 +234,6 @@ class JobRun:
             )
         self._spending = Spending(cap, before.total)
 
-    async def _authorise(self, amount: Decimal) -> bool:
-        """Write down that so much may be spent. False where the run stopped before there was room for it."""
-        data = encode_spending(amount)
-        told = False
-        while self._stop.cause is None:
-            try:
-                await self._clock.in_thread(lambda: self._store.write_spending(data))
-            except OutputFull as error:
-                if not told:
-                    told = True
-                    self._monitor.emit(Notice(f"{error.args[0]} No attempt starts until there is room."))
-                await self._clock.sleep(_ASK_AGAIN_S)
-            else:
-                return True
-        return False
-
     async def work(self, endpoint: Endpoint) -> dict[str, Any]:
         """Send what is not done, to the end of the input or of the run. Returns the summary."""
         settings, state, clock, stop, monitor = (
@@ -267,7 +248,8 @@ class JobRun:
         spending = self._spending
         purse = None
         if spending is not None:
-            purse = build_purse(spending, self._worst_cases, stop, clock, monitor, self._authorise)
+            authorise = partial(write_authorised, self._store, stop=stop, clock=clock, emit=monitor.emit)
+            purse = build_purse(spending, self._worst_cases, stop, clock, monitor, authorise)
         gate, delivery = build_delivery(
             endpoint,
             settings,

@@ -14,11 +14,13 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from batchkit.engine.gate import Clock
 from batchkit.engine.purse import in_dollars
 from batchkit.engine.stop import Stop
-from batchkit.errors import JobDamaged, UsageError
+from batchkit.errors import JobDamaged, OutputFull, UsageError
+from batchkit.events import Event, Notice
 from batchkit.formats.requests import read_body
-from batchkit.formats.spending import decode_spending
+from batchkit.formats.spending import decode_spending, encode_spending
 from batchkit.records import Line, RunHeader
 from batchkit.rules.bill import UNKNOWN_MODEL
 from batchkit.rules.money import sum_of
@@ -28,9 +30,11 @@ from batchkit.source import Source
 from batchkit.state import JobState
 from batchkit.store import Store
 
-__all__ = ["SpentBefore", "read_authorised", "refuse_unbounded", "spent_before"]
+__all__ = ["SpentBefore", "read_authorised", "refuse_unbounded", "spent_before", "write_authorised"]
 
 _TOLD_BYTES = 512 << 20
+_ASK_AGAIN_S = 1.0
+"""How often a full disk is asked whether there is room by now for what an attempt may cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,25 @@ def read_authorised(store: Store, last_run: RunHeader | None) -> Decimal:
         f"--max-cost, {in_dollars(last_run.max_cost)}, counts as spent"
     )
     return last_run.max_cost
+
+
+async def write_authorised(
+    store: Store, amount: Decimal, *, stop: Stop, clock: Clock, emit: Callable[[Event], None]
+) -> bool:
+    """Write down that so much may be spent. False where the run stopped before there was room for it."""
+    data = encode_spending(amount)
+    told = False
+    while stop.cause is None:
+        try:
+            await clock.in_thread(lambda: store.write_spending(data))
+        except OutputFull as error:
+            if not told:
+                told = True
+                emit(Notice(f"{error.args[0]} No attempt starts until there is room."))
+            await clock.sleep(_ASK_AGAIN_S)
+        else:
+            return True
+    return False
 
 
 def spent_before(state: JobState, prices: PriceList, authorised: Decimal, *, capped: bool) -> SpentBefore:

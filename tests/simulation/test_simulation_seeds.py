@@ -77,7 +77,7 @@ def test_a_store_that_breaks_a_promise_is_found_out(disk, monkeypatch, capsys):
     assert "seed " in capsys.readouterr().err
 
 
-async def unwritten(self, amount):
+async def unwritten(*_, **__):
     return True
 
 
@@ -91,7 +91,7 @@ SETTLE = Purse._settle
 @pytest.mark.parametrize(
     ("place", "broken"),
     [
-        ("batchkit.job.JobRun._authorise", unwritten),
+        ("batchkit.job.write_authorised", unwritten),
         ("batchkit.job.read_authorised", lambda *_: Decimal(0)),
         ("batchkit.engine.purse.Purse._settle", nothing_unseen),
     ],

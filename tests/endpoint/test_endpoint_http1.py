@@ -345,24 +345,29 @@ async def test_a_server_that_leaves_before_a_request_is_written_gets_it_over_a_n
 
 
 async def test_of_many_that_leave_together_those_are_sent_anew_that_the_server_has_left():
+    """It leaves when the requests are handed over, and they are written in that very turn of the event loop."""
     many = 40
+    at_the_server: list[socket.socket] = []
 
-    def those_left(connections: Iterable[int]) -> set[int]:
-        left = set(connections) & hung_up
-        asked.extend(connections)
-        return left
+    async def answering(writer: asyncio.StreamWriter) -> None:
+        at_the_server.append(writer.get_extra_info("socket"))
+        writer.write(http(200, GOOD))
 
-    server = ScriptedServer(http(200, GOOD))
+    def leave_some() -> None:
+        while left:
+            left.pop().shutdown(socket.SHUT_WR)
+
+    server = ScriptedServer(answering)
     async with server.listening() as url, endpoint_at(url) as endpoint:
         await asyncio.gather(*(endpoint.attempt(REQUEST, TRACE) for _ in range(many)))
-        kept = [connection.fileno for connection in endpoint._pool._idle]
-        hung_up, asked = set(kept[::3]), list[int]()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("batchkit.endpoint.pool.stirred", those_left)
-            answers = await asyncio.gather(*(endpoint.attempt(REQUEST, TRACE) for _ in range(many)))
+        assert server.connections == many
+        left = at_the_server[::3]
+        anew = len(left)
+        endpoint.sending = leave_some
+        answers = await asyncio.gather(*(endpoint.attempt(REQUEST, TRACE) for _ in range(many)))
     assert answers == [reply()] * many
-    assert sorted(asked[:many]) == sorted(kept)
     assert server.received == 2 * many
+    assert server.connections == many + anew
 
 
 async def test_a_second_try_has_what_the_first_left_of_the_time(monkeypatch):

@@ -138,11 +138,15 @@ class BadLine:
 
 @record(frozen=True, slots=True)
 class Trace:
-    """The ids one attempt carries: `trace_id` stable for its request, `span_id` (16 hex digits) new for each attempt."""
+    """The ids one attempt carries: `trace_id` stable for its request, `span_id` (16 hex digits) new for each attempt.
+
+    `derived` tells that nothing of it is a record's own, so that nobody need look whether it can be sent as it is.
+    """
 
     trace_id: str
     span_id: str
     parent_span_id: str | None = None
+    derived: bool = False
 
 
 class FailureKind(StrEnum):

@@ -173,14 +173,14 @@ def attempt_headers(address: EndpointAddress, portkey: PortkeyFields | None, tra
 def id_lines(address: EndpointAddress, trace: Trace) -> str | None:
     """What `attempt_headers` gives where the record asks for nothing itself, already as HTTP/1.1 spells it.
 
-    None where the ids are not as ours always are.
+    None where the ids are not `derived`, and may have to be changed or refused.
     """
-    trace_id, span_id = trace.trace_id, trace.span_id
-    ids = f"{trace_id}-{span_id}"
-    if trace.parent_span_id is not None or not _IDS.fullmatch(ids):
+    if not trace.derived:
         return None
+    trace_id, span_id = trace.trace_id, trace.span_id
     if address.portkey:
         return f"x-portkey-trace-id: {trace_id}\r\nx-portkey-span-id: {span_id}\r\n"
+    ids = f"{trace_id}-{span_id}"
     return f"traceparent: 00-{ids}-01\r\nX-Client-Request-Id: {ids}\r\n"
 
 

@@ -57,7 +57,7 @@ class Tracer:
         """
         own = request.portkey
         if own is None:
-            return Trace(trace_id, self._span_id())
+            return Trace(trace_id, self._span_id(), derived=True)
         if own.span_id is None:
             return Trace(trace_id, self._span_id(), own.parent_span_id)
         if attempt == 1 and self._own_spans:

@@ -51,6 +51,16 @@ def test_a_records_own_parent_is_kept_without_a_span():
     assert Tracer("job", 5).attempt(request(parent_span_id="p"), "t", 2).parent_span_id == "p"
 
 
+@pytest.mark.parametrize(
+    "own", [{"trace_id": "t"}, {"span_id": "s"}, {"parent_span_id": "p"}, {"span_name": "n"}]
+)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_ids_are_all_derived_only_where_a_record_asks_for_nothing_itself(own, resumed):
+    tracer = Tracer("job", 5, resumed=resumed)
+    assert tracer.attempt(request(), tracer.trace_id(request()), 1).derived
+    assert not any(tracer.attempt(request(**own), "t", attempt).derived for attempt in (1, 2))
+
+
 def test_in_a_run_that_goes_on_a_records_own_span_is_the_parent_since_it_may_have_been_used():
     trace = Tracer("job", 5, resumed=True).attempt(request(span_id="s"), "t", 1)
     assert trace.span_id != "s"

@@ -536,6 +536,36 @@ async def test_nothing_is_sent_before_there_is_room_for_the_answer():
     assert server.connections == 1
 
 
+async def test_attempts_of_one_turn_of_the_event_loop_are_asked_about_together():
+    """What ended before is written then, and many answers take less work than one after the other."""
+    asked = 0
+
+    def sending() -> None:
+        nonlocal asked
+        asked += 1
+
+    server = ScriptedServer(http(200, GOOD))
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=10) as endpoint:
+        await asyncio.gather(*(endpoint.attempt(REQUEST, TRACE) for _ in range(20)))
+        endpoint.sending = sending
+        await asyncio.gather(*(endpoint.attempt(REQUEST, TRACE) for _ in range(20)))
+    assert asked == 1
+    assert len(server.heads) == 40
+
+
+async def test_an_attempt_that_is_given_up_before_it_is_sent_holds_up_no_other():
+    server = ScriptedServer(http(200, GOOD))
+    async with server.listening() as url, Endpoint(plain_address(url), timeout=10) as endpoint:
+        await asyncio.gather(*(endpoint.attempt(REQUEST, TRACE) for _ in range(3)))
+        attempts = [asyncio.ensure_future(endpoint.attempt(REQUEST, TRACE)) for _ in range(3)]
+        await asyncio.sleep(0)
+        attempts[1].cancel()
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*attempts, return_exceptions=True)
+    assert isinstance(answers.pop(1), asyncio.CancelledError)
+    assert answers == [GOOD_REPLY] * 2
+
+
 async def test_where_there_is_no_room_any_more_nothing_is_sent_nor_billed():
     async def none_any_more() -> bool:
         return False

@@ -51,11 +51,14 @@ class SessionEndpoint:
         self._judge = Judge(address, self._host, timeout)
         self._proxy = address.proxy
         self._session: aiohttp.ClientSession | None = None
+        self._leaving: list[asyncio.Future[Room | None]] = []
+        """Attempts that are about to be sent."""
         self.connected: Callable[[], None] = lambda: None
         self.sending: Callable[[], Room | None] = lambda: None
 
     async def __aenter__(self) -> Self:
-        self._deadlines = Deadlines(asyncio.get_running_loop(), self._timeout)
+        self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines(self._loop, self._timeout)
         proxy = self._proxy
         self._session = aiohttp.ClientSession(
             connector=_Connector(
@@ -96,7 +99,7 @@ class SessionEndpoint:
         if self._session is None:
             raise RuntimeError("the endpoint is used outside `async with`")
         _stage.set(_Stage.REUSED)
-        while (room := self.sending()) is not None:
+        while (room := await self._turn()) is not None:
             if not await room():
                 return self._judge.unanswered(sent=False)
         try:
@@ -105,6 +108,21 @@ class SessionEndpoint:
         except TimeoutError:
             by = "" if self._proxy is None else f" through the proxy {self._proxy.url}"
             return self._judge.overdue(sent=_stage.get() is not _Stage.CONNECTING, by=by)
+
+    def _turn(self) -> asyncio.Future[Room | None]:
+        """Ends with this turn of the event loop, whose attempts are asked about together; with what they have to wait for, if anything."""
+        if not self._leaving:
+            self._loop.call_soon(self._let_leave)
+        turn: asyncio.Future[Room | None] = self._loop.create_future()
+        self._leaving.append(turn)
+        return turn
+
+    def _let_leave(self) -> None:
+        leaving, self._leaving = self._leaving, []
+        room = self.sending()
+        for turn in leaving:
+            if not turn.done():
+                turn.set_result(room)
 
     async def _exchange(self, session: aiohttp.ClientSession, request: Request, trace: Trace) -> Answer:
         proxy_headers: Mapping[str, str] | None = None

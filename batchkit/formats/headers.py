@@ -150,7 +150,9 @@ def attempt_headers(address: EndpointAddress, portkey: PortkeyFields | None, tra
     """
     if not address.portkey:
         ids = f"{trace.trace_id}-{trace.span_id}"
-        valid = ids if _IDS.fullmatch(ids) else f"{_hex_id(trace.trace_id, 32)}-{_hex_id(trace.span_id, 16)}"
+        valid = ids
+        if not (trace.derived or _IDS.fullmatch(ids)):
+            valid = f"{_hex_id(trace.trace_id, 32)}-{_hex_id(trace.span_id, 16)}"
         return {"traceparent": f"00-{valid}-01", "X-Client-Request-Id": ids}
     headers = {"x-portkey-trace-id": trace.trace_id, "x-portkey-span-id": trace.span_id}
     if trace.parent_span_id is not None:

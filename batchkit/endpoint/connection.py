@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from batchkit.endpoint.reading import AnswerReader, End
 from batchkit.endpoint.room import Room
 from batchkit.endpoint.silence import fileno
+from batchkit.records import Answer
 
 __all__ = ["Connection", "Owner"]
 
@@ -31,6 +32,10 @@ class Owner(Protocol):
 
     def send_soon(self, connection: Connection) -> None:
         """It has a request to `send`."""
+        ...
+
+    def ended(self, connection: Connection, waiter: asyncio.Future[Answer | None]) -> None:
+        """The exchange on it has ended, and whoever waits for it is to be told what came of it."""
         ...
 
     def unfit(self, connection: Connection) -> None:
@@ -82,7 +87,7 @@ class Connection(asyncio.Protocol):
         """Whether a kept connection turned out to have been left by the server, before anything was sent on it."""
         self.held_back: Room | None = None
         """What is to be waited for before a request is sent that was not for want of it."""
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[Answer | None] | None = None
         """Who waits for the exchange that is under way."""
         self.end: End | None = None
         """What ended the exchange, while it is not forgotten."""
@@ -91,8 +96,8 @@ class Connection(asyncio.Protocol):
 
     # --- for the endpoint ---
 
-    def exchange(self, head: bytes, body: bytes) -> asyncio.Future[None]:
-        """Send a request soon; what is done when there is an answer, or can be none any more."""
+    def exchange(self, head: bytes, body: bytes) -> asyncio.Future[Answer | None]:
+        """Send a request soon; what is done when the owner knows its answer, or that nothing was sent (None)."""
         self._kept = self.reusable
         self.reusable = self.sent = self.stale = False
         self.held_back = None
@@ -238,5 +243,4 @@ class Connection(asyncio.Protocol):
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             self.end = end
-            if not waiter.done():
-                waiter.set_result(None)
+            self._owner.ended(self, waiter)

@@ -46,7 +46,7 @@ class Http1Endpoint:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(loop, self._timeout)
-        self._pool = Pool(loop, self._tell_sending)
+        self._pool = Pool(loop, self._judged, self._tell_sending)
         self._connector = Connector(loop, self._url, self._pool, self._judge)
         self._connecting = asyncio.Semaphore(_CONNECTING_AT_ONCE)
         self._entered = True
@@ -84,10 +84,10 @@ class Http1Endpoint:
                 self._deadlines.start(connection, due)
                 answered = connection.exchange(head, request.body)
                 del head
-                await answered
+                answer = await answered
+                if answer is not None:
+                    return answer
                 room = connection.held_back
-                if room is None and not connection.stale:
-                    return self._judged(connection)
                 self._deadlines.stop(connection)
                 self._pool.put_back(connection)
                 connection = None
@@ -104,7 +104,10 @@ class Http1Endpoint:
                 self._deadlines.stop(connection)
                 self._pool.put_back(connection)
 
-    def _judged(self, connection: Connection) -> Answer:
+    def _judged(self, connection: Connection) -> Answer | None:
+        """What came of an exchange; None where nothing was sent, and another is to follow."""
+        if connection.stale or connection.held_back is not None:
+            return None
         end, reader = connection.end, connection.reader
         head = None if reader is None else reader.head
         if reader is not None and head is not None:

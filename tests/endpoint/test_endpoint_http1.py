@@ -119,7 +119,8 @@ def heard(pieces: list[bytes], *, leaves: bool) -> tuple[Answer | None, bool]:
     """What an answer in these pieces comes to, None while more is waited for; and whether its connection is kept."""
     loop = asyncio.new_event_loop()
     try:
-        connection = Connection(loop, Pool(loop))
+        pool = Pool(loop, _endpoint()._judged)
+        connection = Connection(loop, pool)
         transport = _Ear()
         connection.connection_made(transport)
         waiter = connection.exchange(b"", b"")
@@ -129,7 +130,8 @@ def heard(pieces: list[bytes], *, leaves: bool) -> tuple[Answer | None, bool]:
                 connection.data_received(piece)
         if leaves and not transport.closing:
             connection.eof_received()
-        return (_endpoint()._judged(connection) if waiter.done() else None), connection.reusable
+        pool._tell()
+        return (waiter.result() if waiter.done() else None), connection.reusable
     finally:
         loop.close()
 
@@ -528,9 +530,8 @@ async def test_an_attempt_that_is_cancelled_takes_its_connection_with_it():
 
 
 async def test_what_all_attempts_of_a_turn_send_leaves_together_and_only_if_it_is_still_wanted():
-    connections = [
-        Connection(asyncio.get_running_loop(), pool) for pool in [Pool(asyncio.get_running_loop())] * 4
-    ]
+    loop = asyncio.get_running_loop()
+    connections = [Connection(loop, pool) for pool in [Pool(loop, _endpoint()._judged)] * 4]
     ears = [_Ear() for _ in connections]
     for connection, ear in zip(connections, ears, strict=True):
         connection.connection_made(ear)

@@ -2,7 +2,7 @@
 
 Workers pull lines from one reader and hand each outcome to the writer by a plain call, so between a line read and a line
 written nothing waits: what exists at any moment is two batches of lines, the second of which is read before the first is
-used up, and one request for each worker. A slow endpoint, or a slow disk, is felt by the reader at once. There are as many workers
+used up, some requests that were made of the first, and one for each worker. A slow endpoint, or a slow disk, is felt by the reader at once. There are as many workers
 as attempts may be in flight, and one more for each whose request is held by a limit of its own model, so that requests to other
 models are not.
 
@@ -30,6 +30,10 @@ from batchkit.rules.tracing import derive_trace_id
 __all__ = ["Item", "Pipeline"]
 
 _PROBE_S = 2.0
+_TOGETHER = 32
+"""Lines that are parsed one after the other, which takes less work than each of them between all else that a request takes."""
+_MOST_BYTES = 64 << 10
+"""Of the input in those lines, if they are more than one."""
 _ALONE = 20
 """After so many answers the endpoint is known well enough, whatever they were (`rules.stopping` watches as many)."""
 
@@ -88,6 +92,8 @@ class Pipeline:
         self._room = room
         self._held = held
         self._lines: deque[Item] = deque()
+        self._parsed: deque[tuple[int, int, Request | BadLine]] = deque()
+        """What comes before them and nobody works on yet: index, offset, and what the line says."""
         self._reads_ahead = reads_ahead
         self._few = 0
         """With fewer lines at hand it is time to read on."""
@@ -122,6 +128,9 @@ class Pipeline:
         if self._taken:
             index = min(self._taken)
             return index, self._taken[index]
+        if self._parsed:
+            index, offset, _ = self._parsed[0]
+            return index, offset
         if self._lines:
             return self._lines[0].index, self._lines[0].offset
         return self._last
@@ -161,8 +170,8 @@ class Pipeline:
             while True:
                 if (wait := self._room()) is not None:
                     await wait
-                line = self._take()
-                if line is None:
+                taken = self._take()
+                if taken is None:
                     if await self._more(group):
                         continue
                     break
@@ -170,8 +179,8 @@ class Pipeline:
                     self._read_on(group)
                 if self._open and (self._workers < self._concurrency or self._held()):
                     self._begin(group)
-                index, request = line.index, self._parse(line)
-                del line  # its bytes stand in the request by now, and thousands may be in flight
+                index, request = taken
+                del taken  # or what it holds would be held until the next
                 if isinstance(request, BadLine):
                     self._write(self._failed(request))
                 else:
@@ -192,11 +201,22 @@ class Pipeline:
         # The input is at its end: nobody is left to let in.
         self._probe.cancel()
 
-    def _take(self) -> Item | None:
-        """The next line that has no outcome yet; None if there is none at hand."""
+    def _take(self) -> tuple[int, Request | BadLine] | None:
+        """The index of the next line that has no outcome yet, and what it says; None if there is none at hand."""
         if self._stop.cause is not None:
             return None
-        while self._lines:
+        if not self._parsed:
+            self._parse_some()
+            if not self._parsed:
+                self._ended = self._ended or self._is_enough
+                return None
+        index, offset, request = self._parsed.popleft()
+        self._taken[index] = offset
+        return index, request
+
+    def _parse_some(self) -> None:
+        size = 0
+        while self._lines and len(self._parsed) < _TOGETHER and size < _MOST_BYTES:
             if self._left is not None:
                 if self._left <= 0:
                     self._lines.clear()
@@ -205,10 +225,9 @@ class Pipeline:
             line = self._lines.popleft()
             self._last = (line.index, line.offset)
             if not self._is_done(line):
-                self._taken[line.index] = line.offset
-                return line
-        self._ended = self._ended or self._is_enough
-        return None
+                request = self._parse(line)
+                size += 0 if isinstance(request, BadLine) else len(request.body)
+                self._parsed.append((line.index, line.offset, request))
 
     @property
     def _is_enough(self) -> bool:

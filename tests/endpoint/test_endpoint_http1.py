@@ -22,6 +22,7 @@ from batchkit.endpoint import bounds, http1
 from batchkit.endpoint.connection import Connection
 from batchkit.endpoint.deadlines import Ending
 from batchkit.endpoint.http1 import Http1Endpoint
+from batchkit.endpoint.judging import Head
 from batchkit.endpoint.pool import Pool
 from batchkit.endpoint.reading import End
 from batchkit.endpoint.silence import is_silent
@@ -370,6 +371,25 @@ async def test_of_many_that_leave_together_those_are_sent_anew_that_the_server_h
     assert answers == [reply()] * many
     assert server.received == 2 * many
     assert server.connections == many + anew
+
+
+async def test_an_error_of_ours_while_an_answer_is_judged_is_raised_by_its_own_attempt_alone(monkeypatch):
+    server = ScriptedServer(http(200, GOOD))
+    async with server.listening() as url, endpoint_at(url) as endpoint:
+        whole, judged = endpoint._judge.whole, 0
+
+        def failing_once(head: Head, body: bytes) -> Answer:
+            nonlocal judged
+            judged += 1
+            return whole(head, body) if judged != 2 else 1 // 0
+
+        monkeypatch.setattr(endpoint._judge, "whole", failing_once)
+        tasks = [asyncio.create_task(endpoint.attempt(REQUEST, TRACE)) for _ in range(3)]
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sorted(isinstance(answer, ZeroDivisionError) for answer in answers) == [False, False, True]
+        assert answers.count(reply()) == 2
+        assert not endpoint._deadlines._running
 
 
 async def test_a_second_try_has_what_the_first_left_of_the_time(monkeypatch):

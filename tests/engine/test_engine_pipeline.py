@@ -171,6 +171,41 @@ async def test_position_is_a_line_before_which_all_are_done():
     assert scene.pipeline.position() == (99, 990)
 
 
+async def test_a_run_that_stops_leaves_what_was_parsed_and_not_sent_to_the_next():
+    parsed: list[int] = []
+
+    def parse(line: Line) -> Request:
+        parsed.append(line.index)
+        return Request(line.index, f"r{line.index}", b"{}")
+
+    scene = Scene(100, batch=100, concurrency=4, parse=parse)
+    scene.on_send = lambda request: scene.stop.request(Interrupted(15, "")) if request.index == 30 else None
+    await scene.pipeline.run()
+    assert sorted(scene.indexes) == sorted(scene.sent) == list(range(len(scene.sent)))
+    assert len(parsed) > len(scene.sent) > 30
+    assert scene.pipeline.position() == (len(scene.sent), 10 * len(scene.sent))
+    assert scene.pipeline.busy == 0
+
+
+@pytest.mark.parametrize(("size", "most"), [(2, 31), (20_000, 3), (1 << 20, 0)])
+async def test_few_lines_are_parsed_before_their_turn_and_of_large_ones_none(size: int, most: int):
+    parsed = ahead = 0
+
+    def parse(line: Line) -> Request:
+        nonlocal parsed
+        parsed += 1
+        return Request(line.index, f"r{line.index}", bytes(size))
+
+    def look(_: Request) -> None:
+        nonlocal ahead
+        ahead = max(ahead, parsed - len(scene.sent) - 1)
+
+    scene = Scene(200, batch=100, concurrency=4, parse=parse)
+    scene.on_send = look
+    await scene.pipeline.run()
+    assert ahead == most
+
+
 async def test_a_writer_that_breaks_ends_the_run_with_its_own_error():
     def write(outcome: Outcome) -> None:
         raise OutputUnwritable("the disk is gone")

@@ -159,7 +159,7 @@ class JobRun:
         self._state = JobState()
         self._pipeline: Pipeline | None = None
         self._job_id = ""
-        self._resumed = False
+        self._resumed = self._asks_again = False
         self._counted = anyio.Event()
         self._audited = anyio.Event()
 
@@ -191,6 +191,7 @@ class JobRun:
             reopened = await self._clock.in_thread(lambda: reopen_failures(self._store, self._identity))
             if reopened is not None:
                 self._state = state = reopened
+                self._asks_again = state.ended[0] > 0
         self._job_id = state.job_id or settings.job_id or new_job_id(self._header.started_at)
         state.job_id = self._job_id
         state.limit = settings.limit
@@ -259,6 +260,7 @@ class JobRun:
             monitor,
             concurrency=concurrency,
             resumed=self._resumed,
+            asks_again=self._asks_again,
             purse=purse,
         )
         writer = Writer(

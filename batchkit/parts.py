@@ -82,10 +82,12 @@ def build_delivery(
     *,
     concurrency: int,
     resumed: bool = False,
+    asks_again: bool = False,
     purse: Purse | None = None,
 ) -> tuple[Gate, Delivery]:
     """What brings single requests to their outcomes, with the gate in front of it; `resumed` after earlier runs.
 
+    `asks_again` where failures are asked again in a job that has results.
     `purse` pays for attempts where the run has a `max_cost`.
     """
     gate = Gate(
@@ -100,7 +102,7 @@ def build_delivery(
         gate=gate,
         policy=RetryPolicy(settings.max_attempts),
         budget=RetryBudget(concurrency),
-        stop_rule=StopRule(settings.defaults.get("model")),
+        stop_rule=StopRule(settings.defaults.get("model"), asks_again=asks_again),
         tracer=Tracer(job_id, secrets.randbits(64), resumed=resumed),
         stop=stop,
         clock=clock,

@@ -150,17 +150,20 @@ class Source:
         A compressed input or a pipe is read from its beginning all the same, and lines before `index` are left out. They come as
         they are read, a piece at a time; where `least` is more than 1, so many together, or fewer if those are many bytes.
         """
-        stdin = _stdin() if self.is_stdin else None
-        if stdin is not None and not _can_stall(stdin):
-            stdin = None
-        lines = self._lines(index, offset)
-        if least > 1:
-            lines = _gathered(lines, least)
-        with closing(lines):
+        with ExitStack() as files:
+            stalling = self._stalling(files)
+            lines = self._lines(index, offset, stalling)
+            if least > 1:
+                lines = _gathered(lines, least)
+            files.enter_context(closing(lines))
             while True:
-                if stdin is not None:
-                    # Whoever writes there may take for ever, and no thread can be called back from a read.
-                    await wait_readable(stdin)
+                if stalling is not None:
+                    try:
+                        # Whoever writes there may take for ever, and no thread can be called back from a read.
+                        await wait_readable(stalling)
+                    finally:
+                        # uvloop has it not wait any more: a decompressor, and who reads after us, would take "not yet" for the end.
+                        os.set_blocking(stalling, True)
                 batch = await self._in_thread(partial(next, lines, None))
                 if batch is None:
                     return
@@ -202,22 +205,38 @@ class Source:
             while (found := await self._in_thread(partial(next, cuts, None))) is not None:
                 yield found
 
-    def _lines(self, index: int, offset: int) -> Generator[list[Line]]:
+    def _stalling(self, files: ExitStack) -> int | None:
+        """A descriptor of the input, closed by `files`, where reading it may wait for somebody, which no file does."""
+        if self.is_stdin:
+            return stdin if _can_stall(stdin := _stdin()) else None
+        try:
+            if not stat.S_ISFIFO(os.stat(self.path).st_mode):  # noqa: PTH116 - one call, no object
+                return None
+            # To open it waits for a writer otherwise.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise UsageError(f"cannot read the input {self.path}: {error.strerror}") from error
+        files.callback(os.close, descriptor)
+        return descriptor
+
+    def _lines(self, index: int, offset: int, descriptor: int | None = None) -> Generator[list[Line]]:
         """Lists of lines, one for each piece read; empty lists where a line is longer than a piece."""
-        with closing(self._pieces(index, offset)) as pieces:
+        with closing(self._pieces(index, offset, descriptor)) as pieces:
             for splitter, piece in pieces:
                 lines = splitter.feed(piece)
                 if lines and lines[0].index < index:
                     lines = [line for line in lines if line.index >= index]
                 yield lines
 
-    def _pieces(self, index: int, offset: int) -> Generator[tuple[LineSplitter, bytes]]:
+    def _pieces(
+        self, index: int, offset: int, descriptor: int | None = None
+    ) -> Generator[tuple[LineSplitter, bytes]]:
         """The pieces of the input, the last one empty, each with what is to cut it.
 
-        They begin at the line told where the input can be sought, else at the first.
+        They begin at the line told where the input can be sought, else at the first. It is read from the `descriptor` if there is one.
         """
         with ExitStack() as files:
-            stream, seekable = self._open(files)
+            stream, seekable = self._open(files, descriptor)
             if seekable and offset:
                 stream.seek(offset)
                 splitter = LineSplitter(index, offset)
@@ -237,20 +256,37 @@ class Source:
                 if not piece:
                     return
 
-    def _open(self, files: ExitStack) -> tuple[io.BufferedReader, bool]:
+    def _open(self, files: ExitStack, descriptor: int | None) -> tuple[io.BufferedReader, bool]:
         """The decompressed stream, and whether it can be sought; `files` closes all that was opened."""
         try:
-            file = io.FileIO(_stdin() if self.is_stdin else self.path, closefd=not self.is_stdin)
+            if descriptor is None and self.is_stdin:
+                descriptor = _stdin()
+            file = io.FileIO(self.path if descriptor is None else descriptor, closefd=descriptor is None)
             raw: io.BufferedReader = io.BufferedReader(file, _PIECE)
             files.enter_context(raw)
         except OSError as error:
             raise UsageError(f"cannot read the input {self.path}: {error.strerror}") from error
         first = raw.peek(4)[:4]
+        packed = cast("io.BufferedReader", _AsItComes(raw))
         if first.startswith(_GZIP):
-            return cast("io.BufferedReader", files.enter_context(gzip.GzipFile(fileobj=raw))), False
+            return cast("io.BufferedReader", files.enter_context(gzip.GzipFile(fileobj=packed))), False
         if first == _ZSTD:
-            return cast("io.BufferedReader", files.enter_context(zstd.ZstdFile(raw))), False
+            return cast("io.BufferedReader", files.enter_context(zstd.ZstdFile(packed))), False
         return raw, raw.seekable() and not self.is_stdin
+
+
+_FEW_BYTES = 64
+"""The parts of a compressed input's own head and end are shorter, and are wanted whole."""
+
+
+class _AsItComes:
+    """A stream as a decompressor is to see it: of many bytes what is there, as a writer may wait for our answers; a few are all there."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        return self._stream.read(size) if size < _FEW_BYTES else self._stream.read1(size)
 
 
 def _gathered(batches: Generator[list[Line]], least: int) -> Generator[list[Line]]:

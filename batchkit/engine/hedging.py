@@ -142,8 +142,8 @@ class Hedging:
 
     async def _try_beside(self, history: History, hedge: Hedge) -> None:
         request, claim = history.request, None
-        if not self._has_room():
-            return
+        if history.started is None or not self._has_room():
+            return  # it was answered meanwhile, or others have the room
         if self._purse is not None and history.claim is not None:
             claim = self._purse.reserve_beside(history.claim)
             if claim is None:

@@ -141,6 +141,9 @@ class Pipeline:
             async with anyio.create_task_group() as group, self._tasks:
                 group.start_soon(self._open_later, group)
                 self._begin(group)
+            if self._unreadable is not None:
+                # Only now: whoever still waited for a turn was to be sent before.
+                self._stop.request(self._unreadable)
         finally:
             if self._broke is not None:
                 raise self._broke from None
@@ -237,8 +240,6 @@ class Pipeline:
     async def _more(self, group: TaskGroup) -> bool:
         """Wait for more lines. False at the end of the input or of the run."""
         if self._stop.cause is not None or (self._ended and not self._lines):
-            if self._unreadable is not None:
-                self._stop.request(self._unreadable)
             self._wake(len(self._waiting))
             return False
         if not self._lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from batchkit.errors import OutputUnwritable
 from batchkit.formats.over_time import limits_in_words, refusals_in_words, sparkline
 from batchkit.formats.words import amount, cost_in_words, dollars, duration, moment, printable
 
@@ -34,13 +35,15 @@ def what_next(summary: Mapping[str, Any]) -> str:
             return "Every request has its result."
         case "stopped" if _has_passed_its_cap(summary["cost"]):
             return (
-                "Stopped: answers cost more than they could by their prompts and length limits, and --max-cost is passed. "
-                "Nothing is lost: a larger one goes on from here."
+                "Stopped: more is spent than --max-cost. Either it is lower than before, or answers cost more than they could by "
+                "their prompts and length limits. Nothing is lost: a larger one goes on from here."
             )
         case "stopped" if summary["stop_reason"] == "max_cost":
             return (
                 "Stopped before --max-cost could be passed. Nothing is lost: a larger one goes on from here."
             )
+        case "stopped" if summary["stop_reason"] == OutputUnwritable.__name__:
+            return "Stopped: the output could not be written any more. What stands in it is safe: the same command goes on from there."
         case "stopped":
             return f"Stopped: {printable(summary['stop_reason'] or 'no reason was given')}. {again}"
         case "interrupted":

@@ -26,16 +26,20 @@ _REFUSALS_WITHIN_S = 60.0
 
 
 class StopRule:
-    """Watches a run's answers. `run_model` is the model filled in where a record names none."""
+    """Watches a run's answers. `run_model` is the model filled in where a record names none.
 
-    def __init__(self, run_model: str | None = None) -> None:
+    `asks_again` says that what is asked are failures of a job that has results: that they fail alike is no news then, and does
+    not speak for the others.
+    """
+
+    def __init__(self, run_model: str | None = None, *, asks_again: bool = False) -> None:
         self._run_model = run_model
         self.proven = False
         """Whether the endpoint has given a usable completion in this run."""
         self.well = False
         """Whether the last answer was one, so that another changes nothing."""
         self._answered = False
-        self._alike: tuple[str, int] | None = ("", 0)
+        self._alike: tuple[str, int] | None = None if asks_again else ("", 0)
         self._not_api_in_a_row = 0
         self._unreached = 0
         self._unreached_since: float | None = None

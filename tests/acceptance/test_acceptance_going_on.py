@@ -76,6 +76,23 @@ def test_failures_are_asked_once_more_and_stay_in_the_totals(
     assert command(*healthy).json["attempts"] == second["attempts"]
 
 
+def test_failures_that_fail_alike_again_do_not_end_the_run_that_asks_them(
+    command, provider, files, write_requests, to
+):
+    requests = write_requests(REQUESTS)
+    refused = requests.read_bytes().replace(b'"max_tokens": 20', b'"max_tokens": -1')
+    requests.write_bytes(requests.read_bytes()[: requests.read_bytes().index(b"\n") + 1] + refused)
+    first = command("run", requests, *to, code=1).json
+    assert (first["requests"]["succeeded"], first["requests"]["failed"]) == (1, REQUESTS)
+    again = command("run", requests, *to, "--retry-failed", code=1).json
+    assert (again["status"], again["requests"]["failed"], again["requests"]["pending"]) == (
+        "completed",
+        REQUESTS,
+        0,
+    )
+    assert again["attempts"]["total"] == 1 + 2 * REQUESTS
+
+
 def test_overwrite_moves_the_old_files_aside(command, files, write_requests, to):
     requests = write_requests(REQUESTS)
     command("run", requests, *to)

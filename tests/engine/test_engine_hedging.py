@@ -259,6 +259,24 @@ async def test_a_request_that_is_left_at_once_leaves_no_second_attempt():
         assert run.in_flight == run.delivery.in_flight == 0
 
 
+async def test_there_is_none_beside_an_attempt_that_was_answered_in_that_very_turn():
+    run = Run(lambda *_: (3.0, GOOD))
+    async with run.watched():
+        begun = run.delivery.under_way.hedge
+        assert begun is not None
+
+        def begin_as_it_is_answered(group, under_way):
+            begun(group, under_way)
+            for each in run.delivery.under_way.requests:
+                if each.hedge is not None:
+                    each.started = None
+
+        run.delivery.under_way.hedge = begin_as_it_is_answered
+        outcome = await run.delivery.deliver(Request(0, "a", b"{}", "m"))
+    assert outcome is not None
+    assert (run.asked[0], outcome.attempts, outcome.maybe_billed) == (1, 1, 0)
+
+
 async def test_a_second_attempt_makes_room_for_another_requests_first():
     run = Run(lambda index, _: (1.0 if index else 300.0, GOOD), concurrency=2)
     async with run.watched(), anyio.create_task_group() as group:

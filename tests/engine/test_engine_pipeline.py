@@ -274,6 +274,21 @@ async def test_an_input_that_breaks_ends_the_run_once_all_that_could_be_read_is_
     assert isinstance(scene.stop.cause, RunStopped)
 
 
+async def test_an_input_that_breaks_does_not_send_home_who_waits_for_a_turn():
+    async def batches() -> AsyncIterator[list[Line]]:
+        yield [Line(index, index, b"{}") for index in range(10)]
+        raise RunStopped("cannot read on", code="input_unreadable")
+
+    async def deliver(request: Request) -> Outcome | None:
+        await scene.clock.sleep(float(request.index))
+        return await scene.deliver(request)
+
+    scene = Scene(batches=batches(), concurrency=4, reads_ahead=True, deliver=deliver)
+    await scene.pipeline.run()
+    assert sorted(scene.indexes) == list(range(10))
+    assert isinstance(scene.stop.cause, RunStopped)
+
+
 async def test_what_cannot_be_read_beyond_the_limit_is_nobodys_business():
     async def batches() -> AsyncIterator[list[Line]]:
         yield [Line(index, index, b"{}") for index in range(10)]

@@ -1,12 +1,22 @@
 """Input: each fault is made, and each test's name is what then holds. The numbers are those of the list of faults."""
 
+import fcntl
 import gzip
 import json
 import os
+import signal
 import sys
+import termios
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 MIB = 1 << 20
 
@@ -173,6 +183,60 @@ def test_whoever_writes_into_a_pipe_may_wait_for_an_answer_before_the_next_line(
         ran = command("run", pipe, "-o", files.results_path, "--base-url", endpoint.base_url, "--json")
     asking.result()
     assert counts(ran.json) == (5, 0)
+
+
+@pytest.mark.parametrize("packed", ["gzip", "zstd"])
+def test_a_compressed_input_may_come_through_a_pipe_in_pieces_and_parts(
+    packed, command, endpoint, files, line, tmp_path, until
+):
+    """What is there ends within a part, and behind the last line of one: neither is the end of the input."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def parts():
+        for begin in (0, 5, 10):
+            lines = b"".join(line(number) for number in range(begin, begin + 5))
+            if packed == "gzip":
+                packer = zlib.compressobj(wbits=31)
+                yield begin + 5, packer.compress(lines) + packer.flush(zlib.Z_SYNC_FLUSH), packer.flush()
+            else:
+                packer = zstd.ZstdCompressor()
+                yield begin + 5, packer.compress(lines, packer.FLUSH_BLOCK), packer.flush(packer.FLUSH_FRAME)
+
+    def is_read(writing):
+        return fcntl.ioctl(writing, termios.FIONREAD, bytes(4)) == bytes(4)
+
+    def write():
+        with pipe.open("wb", buffering=0) as writing:
+            for lines, all_but_its_end, end in parts():
+                writing.write(all_but_its_end)
+                until(lambda lines=lines: len(endpoint.received) == lines)
+                writing.write(end)
+                until(lambda: is_read(writing))
+
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(write)
+        ran = command("run", pipe, "-o", files.results_path, "--base-url", endpoint.base_url, "--json")
+    writing.result()
+    assert counts(ran.json) == (15, 0)
+    assert files.indexes == list(range(15))
+
+
+@pytest.mark.parametrize("lines", [None, 0, 3], ids=["nobody_writes", "nothing_comes", "no_more_comes"])
+def test_a_run_that_waits_for_a_pipe_is_ended_by_a_signal(
+    lines, command, endpoint, files, line, tmp_path, until
+):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = command.start("run", pipe, "-o", files.results_path, "--base-url", endpoint.base_url)
+    with ExitStack() as writer:
+        if lines is not None:
+            writing = writer.enter_context(pipe.open("wb", buffering=0))
+            writing.write(b"".join(line(number) for number in range(lines)))
+        until(lambda: len(endpoint.received) == (lines or 0) and files.results_path.exists())
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+    assert files.summary["requests"]["succeeded"] == (lines or 0)
 
 
 def test_of_a_compressed_input_that_was_cut_what_can_be_read_is_answered(

@@ -187,7 +187,7 @@ def test_a_model_whose_answers_do_not_say_what_they_took_is_not_said_to_have_no_
 def test_a_cap_that_the_answers_themselves_have_passed_is_said_to_be_passed():
     told = summary(status="stopped", stop_reason="max_cost", max_cost=Decimal("0.01"))
     assert "$0.0128 (list prices), past $0.01" in render(told)
-    assert "--max-cost is passed" in render(told, width=200)
+    assert "Stopped: more is spent than --max-cost." in render(told, width=200)
     kept = summary(status="stopped", stop_reason="max_cost", max_cost=Decimal("0.02"))
     assert "never more than $0.02" in render(kept)
     assert "Stopped before --max-cost could be passed" in render(kept, width=200)

@@ -212,3 +212,11 @@ def test_any_other_answer_begins_the_hour_of_refusals_anew():
         assert rule.judge(request(), LIMITED, 3600.0) is None
         assert rule.judge(request(), LIMITED, 7199.0) is None
         assert rule.judge(request(), LIMITED, 7200.0) is not None
+
+
+def test_failures_that_are_asked_again_in_a_job_with_results_may_fail_alike_and_a_refused_key_ends_the_run_all_the_same():
+    again = StopRule(asks_again=True)
+    assert judge(again, *[failure(Kind.CONTENT_FILTER, "content_filter")] * 100) == [None] * 100
+    assert isinstance(again.judge(request(), REFUSED, 0.0), StopRun)
+    verdicts = judge(StopRule(), *[failure(Kind.CONTENT_FILTER, "content_filter")] * 20)
+    assert isinstance(verdicts[-1], StopRun)

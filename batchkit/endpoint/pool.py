@@ -1,7 +1,6 @@
 """The connections of an endpoint: which are open, which can be used again, and what leaves and came in this turn of the event loop.
 
-What is the same for many is done for one after the other, and not for each between all else that it takes: with hundreds in flight
-that is a tenth less work.
+What is the same for many is done for one after the other, which takes less work than for each between all else that it takes.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ from batchkit.errors import (
     BatchkitError,
     Interrupted,
     JobDamaged,
+    OutputFull,
+    OutputUnwritable,
     RunStopped,
     TooManyFailures,
     UsageError,
@@ -175,14 +177,13 @@ class JobRun:
                 tell=self._tell_reading,
             )
         )
-        if state.job_id is not None:
+        if state.has_lines and state.job_id is not None:
             refuse_other_settings(settings, state.job_id, state.run, self._header)
             # A pipe is read once: its lines are compared as they are met.
             if self._identity.size is not None and state.checksums is not None:
                 await refuse_other_input(self._source, state, self._stop)
-            self._resumed = True
-        if state.killed and state.run is not None:
-            self._header = replace(self._header, in_flight_before=state.run.concurrency)
+        self._resumed = state.job_id is not None
+        self._header = replace(self._header, in_flight_before=state.in_flight_untold)
         capped_before = state.run is not None and state.run.max_cost is not None
         if settings.max_cost is not None or capped_before or self._store.paths.spending.exists():
             await self._reckon()
@@ -192,7 +193,7 @@ class JobRun:
             if reopened is not None:
                 self._state = state = reopened
                 self._asks_again = state.ended[0] > 0
-        self._job_id = state.job_id or settings.job_id or new_job_id(self._header.started_at)
+        self._job_id = settings.job_id or state.job_id or new_job_id(self._header.started_at)
         state.job_id = self._job_id
         state.limit = settings.limit
         state.status, state.stop_reason = "running", None
@@ -319,6 +320,7 @@ class JobRun:
         )
         for notice in self._store.notices:
             monitor.emit(Notice(notice))
+        await self._say_that_it_runs()
         broke: BatchkitError | None = None
         try:
             try:
@@ -344,7 +346,35 @@ class JobRun:
             await clock.in_thread(self._store.sync)
         except* BatchkitError as errors:
             broke = _first(errors)
+        if delivery.left_open:
+            self._set_aside(delivery.left_open)
         return self._close(stop.cause if broke is None else broke, writer_failed=broke is not None)
+
+    async def _say_that_it_runs(self) -> None:
+        """See that no kill from now on is taken for the end of the run before, which the checkpoint may tell of."""
+        write_checkpoint = self._snapshot()
+        if self._state.audit is not None and self._state.audit.add_up:
+            write_checkpoint = self._store.remove_checkpoint
+        with suppress(OutputFull):
+            await self._clock.in_thread(write_checkpoint)
+
+    def _set_aside(self, left_open: Sequence[Outcome]) -> None:
+        """Write down what requests have cost that stay open: no line of theirs will tell."""
+        first, *others = (OutputLine(outcome, self._job_id) for outcome in left_open)
+        try:
+            path = self._store.set_aside([replace(first, run=self._header), *others])
+        except OutputUnwritable as error:
+            self._monitor.emit(
+                Notice(f"what {len(left_open):,} requests have cost that stay open is in no total: {error}")
+            )
+            return
+        self._state.superseded += 1
+        self._state.tally.add_all(left_open, superseded=True)
+        self._monitor.emit(
+            Notice(
+                f"{len(left_open):,} requests stay open that may have cost something; it is in the totals, by {path.name}"
+            )
+        )
 
     def _tell_of_failures(self, event: Event) -> None:
         """Tell the observers, and see whether that was a failure too many."""

@@ -108,9 +108,7 @@ def _uncounted(state: JobState, dearest: Decimal) -> Decimal:
     tally = state.tally
     unnamed = tally.models.get(UNKNOWN_MODEL)
     answers = tally.unknown + (0 if unnamed is None else unnamed.answers - unnamed.unknown)
-    on_their_way = tally.in_flight_at_kills
-    if state.killed and state.run is not None:
-        on_their_way += state.run.concurrency
+    on_their_way = tally.in_flight_at_kills + state.in_flight_untold
     return dearest * (answers + tally.maybe_billed + on_their_way)
 
 

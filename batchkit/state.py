@@ -59,6 +59,8 @@ class JobState:
     limit: int | None = None
     killed: bool = False
     """Whether the last run ended without saying how, so that answers may have been on their way."""
+    is_untold: bool = False
+    """Whether the last run has left no line, so that none tells of the kills before it either."""
     checksums: array[int] | None = None
     audit: Audit | None = None
     """What is still to be read of earlier lines; with `add_up`, the tally does not have them yet."""
@@ -80,10 +82,24 @@ class JobState:
         """Results and failures so far."""
         return self.tally.succeeded + self.unadded[0], self.tally.failed + self.unadded[1]
 
+    @property
+    def in_flight_untold(self) -> int:
+        """How many answers at most were on their way when runs were killed, beside those that lines tell of."""
+        if self.run is None:
+            return 0
+        return (self.run.concurrency if self.killed else 0) + (
+            self.run.in_flight_before if self.is_untold else 0
+        )
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether anything was written down of any request."""
+        return len(self.done) > 0 or self.superseded > 0
+
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> JobState:
         """Begin with a checkpoint. Raises ValueError for a tally or intervals that cannot be."""
-        return cls(
+        state = cls(
             checkpoint.job_id,
             tally_of(checkpoint.tally),
             DoneIndexes(checkpoint.done),
@@ -96,6 +112,9 @@ class JobState:
             checkpoint.superseded,
             checkpoint.limit,
         )
+        run = checkpoint.run
+        state.is_untold = run is not None and not state.tally.runs.has_worked(run.started_at)
+        return state
 
     def fold(self, lines: Iterable[OutputLine], *, superseded: bool = False) -> None:
         """Add lines to the totals; `superseded` ones are failures whose requests were asked again."""
@@ -158,7 +177,14 @@ class JobState:
         if line.run is not None:
             self.tally.begin_run(line.run)
             if self.run is None or line.run.started_at >= self.run.started_at:
-                self.run = line.run
+                self.run, self.is_untold = line.run, False
+
+    def meet_last_run(self, store: Store) -> None:
+        """Learn of a run that left no line, of which the checkpoint tells, even one that nothing else is taken from."""
+        with suppress(ValueError, KeyError, TypeError):
+            run = decode_checkpoint(store.read_checkpoint() or b"").run
+            if run is not None and (self.run is None or run.started_at > self.run.started_at):
+                self.run, self.is_untold = run, True
 
     def is_unchanged(self, line: Line) -> bool:
         """Whether a line is done already. Raises JobMismatch if it is, but not as it stands in the input now."""
@@ -206,7 +232,7 @@ def load_for_run(
     read beside it. `tell` hears how far a long reading is, `store.notices` what was mended. Raises JobDamaged where the files
     cannot be believed.
     """
-    killed = any(store.sizes) and not _ended_by_itself(store)
+    killed = _was_killed(store)
     checkpoint = None if rescan else _usable(store, identity)
     at_once = sum(store.sizes) <= at_once_bytes
     if checkpoint is not None:
@@ -224,20 +250,24 @@ def load_for_run(
         for path in store.paths.superseded():
             state.fold(read_output(path), superseded=True)
         state.fold(store.recover())
-        return state
-    store.mend()
-    state.unadded = (state.scan(store.paths.results, tell), state.scan(store.paths.errors, tell))
-    state.audit = Audit(store.paths.results, *store.sizes, add_up=True)
+    else:
+        store.mend()
+        state.unadded = (state.scan(store.paths.results, tell), state.scan(store.paths.errors, tell))
+        state.audit = Audit(store.paths.results, *store.sizes, add_up=True)
+    state.meet_last_run(store)
     return state
 
 
-def _ended_by_itself(store: Store) -> bool:
-    """Whether the checkpoint says how the last run ended."""
+def _was_killed(store: Store) -> bool:
+    """Whether the last run, if there was one, ended without saying how, or did not wait for what was on its way."""
+    data = store.read_checkpoint()
+    if data is None:
+        return any(store.sizes)
     try:
-        standing = decode_standing(store.read_checkpoint() or b"")
+        standing = decode_standing(data)
     except ValueError:
-        return False
-    return standing.status != "running" and standing.stop_reason != LEFT_AT_ONCE
+        return True
+    return standing.status == "running" or standing.stop_reason == LEFT_AT_ONCE
 
 
 def reopen_failures(store: Store, identity: InputIdentity) -> JobState | None:

@@ -154,17 +154,25 @@ class Store:
         _, notice = self._errors.mend()
         if notice:
             self.notices.append(notice)
-        target = self.paths.beside(f".errors.{len(self.paths.superseded()) + 1}.jsonl")
+        target = self._next_superseded()
+        # The checkpoint counts them as done; it goes first, or a crash in between would leave it believed.
+        self.remove_checkpoint()
         try:
-            # The checkpoint counts them as done; it goes first, or a crash in between would leave it believed.
-            self._disk.remove(self.paths.checkpoint)
-            self._disk.sync_folder(self.paths.results.parent)
             self._disk.rename(self.paths.errors, target)
             self._errors.close()
             self._errors = _Log(self.paths.errors, self._disk)
             self._disk.sync_folder(self.paths.results.parent)
         except OSError as error:
             raise _unwritable(target, error) from error
+        return target
+
+    def _next_superseded(self) -> Path:
+        return self.paths.beside(f".errors.{len(self.paths.superseded()) + 1}.jsonl")
+
+    def set_aside(self, lines: Iterable[OutputLine]) -> Path:
+        """Write failures whose requests stay open to the next `….errors.N.jsonl`, in one step. Raises OutputUnwritable."""
+        target = self._next_superseded()
+        self._replace(target, map(encode, lines))
         return target
 
     def append(self, *lines: OutputLine) -> None:
@@ -183,6 +191,14 @@ class Store:
             return self.paths.checkpoint.read_bytes()
         except OSError:
             return None
+
+    def remove_checkpoint(self) -> None:
+        """Take the checkpoint away, if there is one. Raises OutputUnwritable."""
+        try:
+            self._disk.remove(self.paths.checkpoint)
+            self._disk.sync_folder(self.paths.checkpoint.parent)
+        except OSError as error:
+            raise _unwritable(self.paths.checkpoint, error) from error
 
     def read_spending(self) -> bytes | None:
         """The bytes that say what the job may have spent, or None where there are none. Raises OutputUnwritable."""
@@ -213,11 +229,7 @@ class Store:
 
         The checkpoint, which counts the old ones, goes first; nothing may be appended afterwards. Raises OutputUnwritable.
         """
-        try:
-            self._disk.remove(self.paths.checkpoint)
-            self._disk.sync_folder(path.parent)
-        except OSError as error:
-            raise _unwritable(self.paths.checkpoint, error) from error
+        self.remove_checkpoint()
         self._replace(path, lines)
 
     def put_aside(self, path: Path, why: str, data: bytes) -> Path:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
@@ -169,8 +169,10 @@ async def stream(
     finally:
         if not working.done():
             working.cancel()
-            with suppress(asyncio.CancelledError):
-                await working
+            # Not awaited itself: its being cancelled and the caller's being so would look alike.
+            await asyncio.wait([working])
+            if not working.cancelled():
+                working.result()
 
 
 async def _purse(

@@ -302,6 +302,24 @@ async def test_a_stream_within_aclosing_is_over_when_its_block_is(base_url):
     assert asyncio.all_tasks() == before
 
 
+async def test_a_caller_that_is_cancelled_while_its_stream_closes_ends_there(base_url):
+    outcomes = batchkit.stream((record(number) for number in itertools.count()), base_url=base_url)
+    went_on = False
+
+    async def call():
+        nonlocal went_on
+        async with contextlib.aclosing(outcomes):
+            async for _ in outcomes:
+                break
+            asyncio.get_running_loop().call_soon(caller.cancel)
+        went_on = True
+
+    caller = asyncio.create_task(call())
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert not went_on
+
+
 async def test_a_stream_raises_the_error_of_its_records_as_it_is(base_url):
     def broken():
         yield record(0)

@@ -20,7 +20,7 @@ from batchkit.engine.stop import Stop
 from batchkit.engine.under_way import Watch
 from batchkit.errors import EndpointRefused
 from batchkit.events import AttemptFailed, Event, Notice
-from batchkit.records import Answer, Billed, Failure, Outcome, Reply, Request, Trace
+from batchkit.records import Answer, Failure, Outcome, Reply, Request, Trace
 from batchkit.rules.money import sum_of
 from batchkit.rules.outage import Outage
 from batchkit.rules.retry import (
@@ -67,6 +67,8 @@ class Delivery:
     ) -> None:
         self._send = attempt
         self.under_way = Watch(clock, patient=patient)
+        self.left_open: list[Outcome] = []
+        """What came so far of requests that a stop left open, where it may have cost something: each as if it had failed for good."""
         self._hedging: Hedging | None = None
         if hedge is not None:
             self._hedging = Hedging(
@@ -122,16 +124,22 @@ class Delivery:
         history = History(request, under_way.patience_with(request.model), self._clock.now())
         under_way.requests[history] = None
         trace_id = self._tracer.trace_id(request)
+        outcome = None
         try:
             answer = await self._try(request, trace_id, history)
             if isinstance(answer, Failure) and isinstance(history.decision, RetryAfter):
                 answer = await self._try_again(request, trace_id, history, answer)
+            if answer is not None:
+                outcome = self._outcome(request, trace_id, history, answer)
         finally:
             del under_way.requests[history]
             if history.hedge is not None:
                 history.hedge.scope.cancel()
-        if answer is None:
-            return None
+            if outcome is None and history.failure is not None and history.may_have_cost:
+                self.left_open.append(self._outcome(request, trace_id, history, history.failure))
+        return outcome
+
+    def _outcome(self, request: Request, trace_id: str, history: History, answer: Answer) -> Outcome:
         return Outcome(
             request.index,
             request.custom_id,
@@ -209,6 +217,8 @@ class Delivery:
         now = self._clock.now()
         history.latency_s = now - started
         history.gateway_retries += abs(answer.gateway_retries)
+        if history.failure is not None:
+            history.repeated(history.failure)
         self._gate.settle(request, answer, reserved)
         if self._purse is not None and history.claim is not None:
             unsure = self._purse.settle(history.claim, answer)
@@ -226,6 +236,7 @@ class Delivery:
                 if history.latency_s <= history.given_up_after:
                     history.patience.was_right()
             return answer
+        history.failure = answer
         history.maybe_billed += answer.maybe_billed
         if verdict is not None:
             self._end_run(verdict)
@@ -336,9 +347,6 @@ class Delivery:
             if self._outage.since is not None and never_reached(failure):
                 # All wait for the same thing, so nobody waits longer for having tried more often.
                 decision = RetryAfter(self._outage.next_probe_in(now))
-            history.count(failure.kind.value)
-            if failure.usage is not None:
-                history.billed += (Billed(failure.model, failure.usage),)
             self._emit(AttemptFailed(request.index, history.attempts, failure, decision.seconds))
         history.decision = decision
         return failure

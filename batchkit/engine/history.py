@@ -10,7 +10,7 @@ import anyio
 
 from batchkit.engine.purse import Claim
 from batchkit.engine.under_way import UnderWay
-from batchkit.records import Answer, Billed
+from batchkit.records import Answer, Billed, Failure
 from batchkit.rules.retry import Decision
 
 __all__ = ["Hedge", "History"]
@@ -40,6 +40,8 @@ class History(UnderWay):
     latency_s: float = 0.0
     maybe_billed: int = 0
     gateway_retries: int = 0
+    failure: Failure | None = None
+    """What the last attempt came to. It is counted once another has followed it: until then it may be how the request ends."""
     billed: tuple[Billed, ...] = ()
     """What the repeated attempts took, as far as they said so."""
     decision: Decision | None = None
@@ -56,6 +58,21 @@ class History(UnderWay):
     """What is under way beside the attempt."""
 
     reasons: Mapping[str, int] = _NO_REASONS
+
+    @property
+    def may_have_cost(self) -> bool:
+        """Whether money may have been spent for it, though it has no outcome."""
+        failure = self.failure
+        return bool(self.billed or self.maybe_billed or self.maybe_cost) or (
+            failure is not None and failure.usage is not None
+        )
+
+    def repeated(self, failure: Failure) -> None:
+        """Another attempt followed the one that came to this."""
+        self.failure = None
+        self.count(failure.kind.value)
+        if failure.usage is not None:
+            self.billed += (Billed(failure.model, failure.usage),)
 
     def count(self, reason: str) -> None:
         """Count an attempt that did not bring the outcome."""

@@ -103,6 +103,10 @@ class Runs:
         """The runs in which something ended, by their start. Others left no line, so the files could not tell of them."""
         return [run for run in self._runs if run.last >= run.started_at]
 
+    def has_worked(self, started_at: float) -> bool:
+        """Whether anything ended in the run that began then."""
+        return any(run.started_at == started_at for run in reversed(self.worked))
+
     @property
     def started_at(self) -> float | None:
         """When the first run began; None while nothing ended."""

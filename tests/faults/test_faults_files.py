@@ -17,15 +17,16 @@ from random import Random
 
 import pytest
 
+import batchkit
 from batchkit.engine.writer import SYNC_INTERVAL_S
-from batchkit.errors import JobDamaged, OutputUnwritable, UsageError
+from batchkit.errors import EndpointRefused, JobDamaged, OutputUnwritable, UsageError
 from batchkit.formats.results import OutputLine, encode, is_whole
 from batchkit.outputs import read_output
 from batchkit.records import Outcome
 from batchkit.source import Source
 from batchkit.state import load_for_run
 from batchkit.store import Store
-from batchkit.testing import Crash, FaultyDisk, ManualClock, ScriptedEndpoint, reply
+from batchkit.testing import Crash, FaultyDisk, ManualClock, ScriptedEndpoint, failure, reply
 
 REQUESTS = 7
 CONCURRENCY = 3
@@ -71,6 +72,57 @@ def test_fault_01_kill_9_at_any_moment_and_going_on_re_sends_only_what_was_in_fl
     files.assert_summary_is_a_fold(command(*words).json, 40)
     assert len(endpoint.received) == 20 + 40 - 7
     assert not written & {headers["x-client-request-id"][:32] for headers, _ in endpoint.received[20:]}
+
+
+@pytest.mark.parametrize(
+    ("ends", "on_their_way"),
+    [
+        (["killed"], 3),
+        (["killed", "killed"], 6),
+        (["killed", "refused"], 3),
+        (["some"], 0),
+        (["some", "killed"], 3),
+        (["some", "killed", "killed", "refused", "refused"], 6),
+        (["killed", "some", "killed"], 6),
+        (["refused", "killed", "rescanned"], 3),
+        (["killed", "some", "killed", "rescanned", "some"], 6),
+    ],
+)
+async def test_fault_01_answers_on_their_way_at_a_kill_are_counted_though_the_run_had_written_nothing(
+    ends, on_their_way, make_job
+):
+    job = make_job(12)
+
+    def killed(what, _number):
+        if what == "write" and endpoint.attempts:
+            raise Crash
+
+    for number, end in enumerate([*ends, "done"]):
+        clock = ManualClock(1_763_820_000.0 + 1000 * number)
+        refusal = failure("key_refused", status=401)
+        endpoint = ScriptedEndpoint(
+            otherwise=lambda _, end=end, refusal=refusal: refusal if end == "refused" else reply(),
+            clock=clock,
+            latency_s=0.1,
+        )
+        disk = FaultyDisk(killed if end == "killed" else lambda *_: None)
+        run = job.run(
+            disk,
+            clock=clock,
+            endpoint=endpoint,
+            rescan=end == "rescanned",
+            limit={"some": 1 + number, "rescanned": 1 + number}.get(end),
+        )
+        if end == "killed":
+            assert await dies(run)
+        elif end == "refused":
+            with pytest.raises(EndpointRefused):
+                await run
+        else:
+            summary = await run
+    assert_done(job, summary, 12)
+    assert summary["attempts"]["in_flight_at_kills"] == on_their_way
+    assert batchkit.report(job.output)["attempts"]["in_flight_at_kills"] == on_their_way
 
 
 DIES_IN_A_WRITE = """
@@ -711,3 +763,14 @@ def test_fault_17_resumed_with_another_model_endpoint_or_default_is_refused_nami
     assert (provider.stats.received, elsewhere.stats.received) == (received, 0)
     files.assert_summary_is_a_fold(command(*moved, "--model", "gpt-4o", "--force").json, 40)
     assert elsewhere.stats.received == 20
+
+
+def test_fault_17_a_job_in_which_nothing_was_written_may_go_on_with_another_endpoint_and_another_name(
+    command, simulate, files, write_requests
+):
+    refusing, other = simulate(refuse_key=True), simulate()
+    words = ["run", write_requests(5), "-o", files.results_path, "--json"]
+    command(*words, "--base-url", refusing.base_url, "--model", "gpt-4", "--job-id", "first", code=3)
+    summary = command(*words, "--base-url", other.base_url, "--job-id", "second").json
+    files.assert_summary_is_a_fold(summary, 5)
+    assert summary["job_id"] == "second"

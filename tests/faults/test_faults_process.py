@@ -11,14 +11,18 @@ from contextlib import nullcontext
 
 import pytest
 
+import batchkit
 from batchkit.endpoint import open_endpoint
 from batchkit.engine.stop import Stop
 from batchkit.errors import Interrupted
+from batchkit.events import AttemptFailed
+from batchkit.formats.completions import read_answer
 from batchkit.formats.headers import endpoint_address
 from batchkit.job import JobRun
 from batchkit.outputs import read_output
 from batchkit.records import Reply, Request, Trace
-from batchkit.testing import FaultyDisk, ManualClock, ScriptedEndpoint
+from batchkit.state import read_state
+from batchkit.testing import FaultyDisk, ManualClock, ScriptedEndpoint, failure, reply
 
 
 def indexes(job):
@@ -53,7 +57,7 @@ async def test_fault_41_a_slow_disk_holds_the_run_back_with_no_more_than_what_wa
 
     def slow(what, _number):
         nonlocal most_waiting, written
-        if what == "write":
+        if what == "write" and endpoint.attempts:  # the checkpoint comes before them
             time.sleep(0.001)
             most_waiting = max(most_waiting, len(endpoint.attempts) - endpoint.in_flight - written)
             written += 1
@@ -171,6 +175,85 @@ def test_fault_42_a_signal_twice_leaves_at_once_and_still_whole(number, command,
     assert summary["requests"]["succeeded"] == len(files.results) == 7
     endpoint.release()
     files.assert_summary_is_a_fold(command(*words).json, 40)
+
+
+EMPTY = b'{"model":"gpt-4o-mini","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":90,"total_tokens":97}}'
+"""An answer that was worked for, and says nothing: its request is asked again."""
+
+
+class Stopping:
+    """Answers with `EMPTY` the second request, and has the run end in the middle of that."""
+
+    def __init__(self, clock, stop, when):
+        self.sending = lambda: None
+        self.attempts = []
+        self._clock, self._stop, self._when = clock, stop, when
+
+    async def attempt(self, request, trace):
+        await self._clock.sleep(0.1)
+        self.attempts.append((request, trace))
+        if request.index != 1:
+            return reply()
+        asked = sum(before.index == 1 for before, _ in self.attempts)
+        if asked == 2 and self._when == "in the second attempt":
+            self._stop.abandon(Interrupted(signal.SIGINT, "stopped"))
+            await self._clock.sleep(3600)
+        if asked == 2 and self._when == "with the second answer":
+            self._stop.request(Interrupted(signal.SIGINT, "stopped"))
+        return read_answer(200, {}, EMPTY, 0.0)
+
+    def handle(self, event):
+        if isinstance(event, AttemptFailed) and self._when == "while it waits":
+            self._stop.request(Interrupted(signal.SIGINT, "stopped"))
+
+    interval_s = 10.0
+
+    def tick(self, gauges):
+        """Nothing is drawn."""
+
+    def close(self):
+        """Nothing was opened."""
+
+
+@pytest.mark.parametrize(
+    ("when", "empty"), [("while it waits", 1), ("with the second answer", 2), ("in the second attempt", 1)]
+)
+async def test_fault_42_what_a_request_has_cost_that_a_signal_leaves_open_stays_in_the_totals(
+    when, empty, make_job
+):
+    job, clock, stop = make_job(3), ManualClock(), Stop()
+    endpoint = Stopping(clock, stop, when)
+    with pytest.raises(Interrupted) as ended:
+        await job.run(clock=clock, endpoint=endpoint, observers=(endpoint,), stop=stop)
+    set_aside = job.output.with_name("results.errors.1.jsonl")
+    assert [each.outcome.index for each in read_output(set_aside)] == [1]
+    for summary in (ended.value.summary, batchkit.report(job.output)):
+        assert summary["requests"]["pending"] in (1, None)
+        assert summary["usage"]["total_tokens"] == 2 * 15 + empty * 97
+        assert summary["outcomes"]["retries"]["attempts"] == empty
+        assert summary["attempts"]["total"] == len(endpoint.attempts)
+    summary = await job.run(clock=ManualClock(clock.time() + 1))
+    assert indexes(job) == [0, 1, 2]
+    assert summary["usage"]["total_tokens"] == 3 * 15 + empty * 97
+    assert summary["cost"]["total"] == pytest.approx(
+        (3 * (10 * 0.15 + 5 * 0.6) + empty * (7 * 0.15 + 90 * 0.6)) / 1e6
+    )
+    assert summary["attempts"]["in_flight_at_kills"] == (3 if when == "in the second attempt" else 0)
+    assert read_state(job.output, from_files_alone=True).tally == read_state(job.output).tally
+
+
+async def test_fault_42_requests_that_a_signal_leaves_open_and_that_cost_nothing_have_no_line(make_job):
+    job, stop = make_job(3), Stop()
+    busy = ScriptedEndpoint(otherwise=lambda _: failure("rate_limited", status=429))
+
+    class Impatient(Stopping):
+        def handle(self, event):
+            if isinstance(event, AttemptFailed):
+                stop.request(Interrupted(signal.SIGINT, "stopped"))
+
+    with pytest.raises(Interrupted):
+        await job.run(endpoint=busy, observers=(Impatient(None, stop, ""),), stop=stop)
+    assert not job.output.with_name("results.errors.1.jsonl").exists()
 
 
 @pytest.mark.parametrize("closed", ["1>&-", "2>&-", "0<&-", "1>/dev/full", "2>/dev/full", "1>&- 2>&- 0<&-"])

@@ -141,6 +141,7 @@ def _existing(output: str | os.PathLike[str]) -> Path:
     paths = JobPaths.of(output)
     if not paths.results.is_file() and not paths.errors.is_file():
         raise UsageError(f"there is no job with the output {paths.results}: it is not a file")
+    paths.refuse_foreign()
     return paths.results
 
 

@@ -12,7 +12,7 @@ from batchkit.settings import Settings
 from batchkit.source import Source
 from batchkit.state import JobState
 
-__all__ = ["refuse_other_input", "refuse_other_settings"]
+__all__ = ["cut_short", "refuse_other_input", "refuse_other_settings"]
 
 
 def refuse_other_settings(settings: Settings, job_id: str, before: RunHeader | None, now: RunHeader) -> None:
@@ -60,12 +60,17 @@ async def refuse_other_input(source: Source, state: JobState, stop: Stop) -> Non
             if following >= end:
                 break
     if following < end:
-        raise JobMismatch(
-            f"the input ends at line {following}, but the output has an answer to line {end}: the input was cut, or it is "
-            "another. Nothing was sent. Give the input as it was, or another output."
-        )
+        raise cut_short(following, state)
     # Compared once is enough.
     state.checksums = None
+
+
+def cut_short(lines: int, state: JobState, *, sent: str = "Nothing was sent.") -> JobMismatch:
+    """The input has no more than so many lines, and the output has an answer to a later one."""
+    return JobMismatch(
+        f"the input ends at line {lines}, but the output has an answer to line {state.done.end}: the input was cut, or it is "
+        f"another. {sent} Give the input as it was, or another output."
+    )
 
 
 def _shown(value: Any) -> str:

@@ -18,7 +18,7 @@ import anyio
 
 from batchkit.accounts import build_summary
 from batchkit.audit import Audit
-from batchkit.belonging import refuse_other_input, refuse_other_settings
+from batchkit.belonging import cut_short, refuse_other_input, refuse_other_settings
 from batchkit.credentials import Credentials
 from batchkit.endpoint import Endpoint, open_endpoint
 from batchkit.engine.gate import Clock, SystemClock
@@ -492,7 +492,12 @@ class JobRun:
         state, store = self._state, self._store
         if self._identity.size is None and cause is None and state.limit is None:
             # Only now is it known how long it was.
-            state.total = len(state.done)
+            position = None if self._pipeline is None else self._pipeline.position()
+            lines = 0 if position is None else position[0] + 1
+            if lines < state.done.end:
+                cause = cut_short(lines, state, sent="What was open of it was sent.")
+            else:
+                state.total = len(state.done)
         unfinished = state.to_do is None or len(state.done) < state.to_do
         if cause is not None and not unfinished and not writer_failed:
             # It was asked to stop when there was nothing left to stop.

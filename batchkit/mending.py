@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from batchkit.errors import UsageError
-from batchkit.formats.results import BrokenLineError, OutputLine, decode
+from batchkit.formats.results import LINE_BEGINS, BrokenLineError, OutputLine, decode
 from batchkit.outputs import JobPaths
 from batchkit.rules.progress import DoneIndexes
 from batchkit.store import Store
 
 __all__ = ["repair"]
 
-_BEGINNING: Final = re.compile(rb'\{"id":"batch_req_')
+_BEGINNING: Final = re.compile(re.escape(LINE_BEGINS))
 _END: Final = re.compile(rb',"crc32":"[0-9a-f]{8}"}}')
 _INDEX: Final = re.compile(rb'"batchkit":\{"index":(\d{1,15}),')
 _ID: Final = re.compile(rb'"batch_req_[0-9a-f]{16}([0-9a-f]{16})"')
@@ -54,6 +54,7 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
     path = JobPaths.of(output).results
     if not path.exists():
         raise UsageError(f"there is no job with the output {path}: the file does not exist")
+    JobPaths(path).refuse_foreign()
     store = Store.open(path)
     try:
         job_id = next((piece.line.job_id for piece in _pieces(path) if piece.line is not None), None)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Final
 
 from batchkit.errors import JobDamaged, UsageError
 from batchkit.formats.results import (
+    LINE_BEGINS,
+    LINE_ENDS,
     BrokenLineError,
     OutputLine,
     check_lines,
@@ -40,6 +44,8 @@ _SCANNED_BYTES: Final = 1 << 17
 _TOGETHER: Final = 64
 _TOGETHER_SIZE: Final = 1 << 20
 """So many lines are handed on together, or fewer once what may be long in them comes to this size."""
+_HEAD_BYTES: Final = 4096
+_OF_ERRORS: Final = re.compile(r"(.+)\.errors(?:\.\d+)?")
 _NAME_BYTES: Final = 200
 """File systems take 255; the files beside the output have longer names than it."""
 
@@ -91,6 +97,31 @@ class JobPaths:
     @property
     def lock(self) -> Path:
         return self.beside(".lock")
+
+    def refuse_foreign(self) -> None:
+        """Raise UsageError where the output is something else: a file of failures beside it, or what batchkit never wrote."""
+        number = _OF_ERRORS.fullmatch(self.results.stem)
+        if number and (job := self.results.with_name(number[1] + self.results.suffix)).exists():
+            raise UsageError(f"{self.results} has failures of the job with the output {job}; name that")
+        if not self.results.is_file():
+            return  # whoever opens it says what it is
+        try:
+            with self.results.open("rb") as stream:
+                head = stream.read(_HEAD_BYTES)
+                # What a kill or a loss of power leaves of a first line may be its first bytes, or zeros.
+                begun = head.strip(b"\0\r\n\t ")
+                if LINE_BEGINS.startswith(begun[: len(LINE_BEGINS)]):
+                    return
+                with mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+                    # A line of ours may stand behind any damage.
+                    if content.find(LINE_ENDS) >= 0:
+                        return
+        except OSError:
+            return
+        raise UsageError(
+            f"{self.results} is no output of batchkit: it begins with {begun[:60].decode(errors='replace')!r}. Nothing in it "
+            "was changed. Name another file as the output."
+        )
 
     def superseded(self) -> list[Path]:
         """The failures of earlier tries, which were asked again since: `….errors.1.jsonl` and on."""

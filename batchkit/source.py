@@ -54,12 +54,23 @@ class InputIdentity:
 
 
 class LineSplitter:
-    """Pieces of bytes in, lines out. `index` and `offset` are those of the first line to come."""
+    """Pieces of bytes in, lines out. `index` and `offset` are those of the first line to come.
 
-    def __init__(self, index: int = 0, offset: int = 0, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+    `only_blankness` keeps of a line that lies in several pieces just enough to tell whether it is blank.
+    """
+
+    def __init__(
+        self,
+        index: int = 0,
+        offset: int = 0,
+        *,
+        max_line_bytes: int = MAX_LINE_BYTES,
+        only_blankness: bool = False,
+    ) -> None:
         self._index = index
         self._offset = offset
         self._max = max_line_bytes
+        self._only_blankness = only_blankness
         self._rest: list[bytes] = []
         self._rest_size = 0
 
@@ -99,7 +110,7 @@ class LineSplitter:
     def _keep(self, rest: bytes) -> None:
         self._rest_size += len(rest)
         if self._rest_size <= self._max:
-            self._rest.append(rest)
+            self._rest.append(_blankness(rest) if self._only_blankness else rest)
         else:
             # Too long to be a request: its bytes are counted, not kept.
             self._rest.clear()
@@ -110,6 +121,22 @@ class LineSplitter:
             return None
         raw = b"".join((*self._rest, last))
         return (raw.removeprefix(_BOM) if self._index == 0 else raw).strip()
+
+
+class _BreaksOffError(RunStopped):
+    """The input cannot be read on: a compressed file that was cut, or a disk that fails."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}. What was answered is safe; mend the input and start again.", code="input_unreadable"
+        )
+        self.what = what
+
+
+def _blankness(part: bytes) -> bytes:
+    """A few bytes that begin as a part of a line, maybe with a byte order mark, and are as blank."""
+    begins = len(_BOM)
+    return part[:begins] + part[begins:].strip()[:1]
 
 
 class Source:
@@ -171,9 +198,12 @@ class Source:
                     yield batch
 
     def lines(self) -> Iterator[Line]:
-        """All lines, read in this thread."""
-        for batch in self._lines(0, 0):
-            yield from batch
+        """All lines, read in this thread, for who sends none of them. Raises UsageError where they cannot be read on."""
+        try:
+            for batch in self._lines(0, 0):
+                yield from batch
+        except _BreaksOffError as error:
+            raise UsageError(f"{error.what}. Nothing was sent; give the whole input.") from error
 
     async def checksums(self) -> AsyncGenerator[tuple[int, int, array[int]]]:
         """The CRC-32 of every line's `raw`, 0 for lines that are blank or over the cap: a piece's worth at a time.
@@ -187,16 +217,18 @@ class Source:
     async def count(self) -> int:
         """How many requests the whole input holds: its lines that are not blank. Reads all of it."""
         total = 0
-        async with aclosing(self._cuts()) as cuts:
+        async with aclosing(self._cuts(only_blankness=True)) as cuts:
             async for _, _, raws in cuts:
                 total += len(raws) - raws.count(b"")
         return total
 
-    async def _cuts(self) -> AsyncGenerator[tuple[int, int, list[bytes | None]]]:
+    async def _cuts(
+        self, *, only_blankness: bool = False
+    ) -> AsyncGenerator[tuple[int, int, list[bytes | None]]]:
         """What `LineSplitter.cut` finds in each piece, behind the index and the offset of its first line."""
 
         def cut() -> Generator[tuple[int, int, list[bytes | None]]]:
-            with closing(self._pieces(0, 0)) as pieces:
+            with closing(self._pieces(0, 0, only_blankness=only_blankness)) as pieces:
                 for splitter, piece in pieces:
                     index, offset = splitter.position
                     yield index, offset, splitter.cut(piece)[0]
@@ -229,7 +261,7 @@ class Source:
                 yield lines
 
     def _pieces(
-        self, index: int, offset: int, descriptor: int | None = None
+        self, index: int, offset: int, descriptor: int | None = None, *, only_blankness: bool = False
     ) -> Generator[tuple[LineSplitter, bytes]]:
         """The pieces of the input, the last one empty, each with what is to cut it.
 
@@ -241,16 +273,14 @@ class Source:
                 stream.seek(offset)
                 splitter = LineSplitter(index, offset)
             else:
-                splitter = LineSplitter()
+                splitter = LineSplitter(only_blankness=only_blankness)
             while True:
                 try:
                     # Of a pipe whatever is there: its writer may be waiting for our answers.
                     piece = stream.read(_PIECE) if seekable else stream.read1(_PIECE)
                 except (OSError, EOFError, zlib.error, zstd.ZstdError) as error:
-                    raise RunStopped(
-                        f"cannot read the input {self.path} beyond line {splitter.position[0] + 1}: {error}. "
-                        "What was answered is safe; mend the input and start again.",
-                        code="input_unreadable",
+                    raise _BreaksOffError(
+                        f"cannot read the input {self.path} beyond line {splitter.position[0] + 1}: {error}"
                     ) from error
                 yield splitter, piece
                 if not piece:

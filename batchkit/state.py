@@ -190,10 +190,12 @@ class JobState:
         """Whether a line is done already. Raises JobMismatch if it is, but not as it stands in the input now."""
         if line.index not in self.done:
             return False
-        self.refuse_changed(line.index, array("I", [0 if line.raw is None else crc32(line.raw)]))
+        # A pipe is compared as it is read, and what was open before is sent by then.
+        checksums = array("I", [0 if line.raw is None else crc32(line.raw)])
+        self.refuse_changed(line.index, checksums, sent="Only lines before it were sent.")
         return True
 
-    def refuse_changed(self, index: int, checksums: array[int]) -> None:
+    def refuse_changed(self, index: int, checksums: array[int], *, sent: str = "Nothing was sent.") -> None:
         """Compare lines of the input, from `index` on, with those that are done. Raises JobMismatch at the first other one."""
         if self.checksums is None or checksums == (then := self.checksums[index : index + len(checksums)]):
             return
@@ -201,7 +203,7 @@ class JobState:
             if before != now and at in self.done:
                 raise JobMismatch(
                     f"line {at + 1} of the input is not the one that was answered: the input was edited, or it is "
-                    "another. Nothing was sent. Give the input as it was, or another output, or begin anew with --overwrite."
+                    f"another. {sent} Give the input as it was, or another output, or begin anew with --overwrite."
                 )
 
 

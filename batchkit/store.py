@@ -100,6 +100,8 @@ class Store:
                 raise UsageError(
                     f"the output {output} is not a regular file; name a file that batchkit may append to"
                 )
+            if not overwrite:
+                paths.refuse_foreign()
             lock = _lock(paths.lock)
         except OSError as error:
             raise UsageError(f"cannot write beside {output}: {error.strerror}") from error

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from batchkit import outputs
-from batchkit.errors import JobDamaged
+from batchkit.errors import JobDamaged, UsageError
 from batchkit.formats.results import OutputLine, encode
-from batchkit.outputs import check_output, read_output, scan_output, together
+from batchkit.outputs import JobPaths, check_output, read_output, scan_output, together
 from batchkit.records import Failure, FailureKind, Outcome, Reply, RunHeader
 
 HEADER = RunHeader(1000.0, "http://x/v1", {}, "in.jsonl", 7)
@@ -138,3 +138,49 @@ def test_long_lines_are_handed_on_before_more_are_read(long):
         assert len(next(parts)) == 2
         assert len(read) == count
     assert [len(part) for part in parts] == [1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n\n",
+        bytes(100),
+        line(0)[:3],
+        line(0)[:9] + bytes(20),
+        line(0)[:-30],
+        b"\x00" + line(0)[1:],
+        b"x" * 3_000_000 + b"\n" + line(0),
+    ],
+    ids=["empty", "blank", "zeros", "torn early", "torn and zeros", "torn", "one bit", "behind damage"],
+)
+def test_an_output_is_ours_in_whatever_state(content, tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(content)
+    JobPaths(path).refuse_foreign()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"custom_id": "a", "body": {"messages": [{"role": "user", "content": "batch_req_"}]}}\n' * 3,
+        b'{"id": "batch_req_67a1", "custom_id": "a", "response": {"status_code": 200}, "error": null}\n',
+        b"%PDF-1.7",
+        b"a,b\n" * 100_000,
+    ],
+    ids=["input", "OpenAI's", "PDF", "CSV"],
+)
+def test_a_file_that_batchkit_never_wrote_is_not_taken_for_an_output(content, tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="no output of batchkit"):
+        JobPaths(path).refuse_foreign()
+
+
+def test_failures_of_a_job_are_no_output_of_their_own(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(line(0))
+    for name in ("a.errors.jsonl", "a.errors.12.jsonl"):
+        with pytest.raises(UsageError, match=r"the output .*a\.jsonl; name that"):
+            JobPaths(tmp_path / name).refuse_foreign()
+    for name in ("b.errors.jsonl", "a.errors.x.jsonl", ".errors.jsonl"):
+        JobPaths(tmp_path / name).refuse_foreign()

@@ -58,6 +58,19 @@ def test_pieces_of_any_size_give_the_same_lines(data, cuts):
     assert lines + splitter.feed(b"") == whole(data, max_line_bytes=12)
 
 
+@given(inputs, st.lists(st.integers(0, 200)))
+def test_whether_a_line_is_blank_can_be_told_without_keeping_it(data, cuts):
+    edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    pieces = [data[start:end] for start, end in pairwise(edges)]
+    pieces = [piece for piece in pieces if piece] + [b""]
+
+    def blank(splitter):
+        return [raw if raw is None else not raw for piece in pieces for raw in splitter.cut(piece)[0]]
+
+    only = LineSplitter(max_line_bytes=12, only_blankness=True)
+    assert blank(only) == blank(LineSplitter(max_line_bytes=12))
+
+
 @given(inputs)
 def test_indexes_count_newlines_and_offsets_point_at_the_line(data):
     expected, offset = [], 0
@@ -101,6 +114,17 @@ def test_a_line_over_the_cap_takes_no_memory():
     assert tracemalloc.get_traced_memory()[1] < 3 << 20
     tracemalloc.stop()
     assert splitter.feed(b"\n{}\n") == [Line(0, 0, None), Line(1, 2000 * len(piece) + 1, b"{}")]
+
+
+def test_a_line_of_which_only_blankness_is_kept_takes_no_memory():
+    splitter, piece = LineSplitter(only_blankness=True), b"x" * (1 << 16)
+    tracemalloc.start()
+    for _ in range(1000):
+        assert splitter.cut(piece) == ([], [])
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    raws, sizes = splitter.cut(b"\n \n")
+    assert ([bool(raw) for raw in raws], sizes) == ([True, False], [1000 * len(piece) + 1, 2])
 
 
 def written(folder, data, name="in.jsonl"):
@@ -221,13 +245,16 @@ def zstd_with_checksum(data):
 
 
 @pytest.mark.parametrize("codec", [gzip.compress, zstd_with_checksum])
-def test_a_broken_compressed_file_stops_the_run(tmp_path, codec):
+async def test_a_broken_compressed_file_stops_the_run(tmp_path, codec):
     good = bytearray(codec(os.urandom(100_000).hex().encode() + b"\n"))
     for place in range(20, len(good), len(good) // 50):
         broken = bytearray(good)
         broken[place : place + 8] = b"\xff\x00\xff\x00\xff\x00\xff\x00"
+        source = written(tmp_path, bytes(broken))
         with pytest.raises(RunStopped):
-            list(written(tmp_path, bytes(broken)).lines())
+            await batched(source)
+        with pytest.raises(UsageError, match="Nothing was sent"):
+            list(source.lines())
 
 
 def test_a_missing_file_and_a_folder_are_wrong_usage(tmp_path):

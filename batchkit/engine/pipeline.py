@@ -51,7 +51,8 @@ class Item(Protocol):
 class Pipeline:
     """Works through batches of lines. `run` may be called once.
 
-    `parse` makes a request of a line; `is_done` tells lines that have their outcome in the output already; `deliver` brings
+    `parse` makes a request of a line; `is_done` tells lines that have their outcome in the output already, and raises
+    BatchkitError for one behind which nothing may be sent; `deliver` brings
     a request to its outcome or to None when the run stops; `write` takes the outcome; `room` gives
     None while the writer has room for another, else what waits until it has; `held` gives how many requests wait in `deliver`
     for what holds up no others. `reads_ahead` says that reading never takes for ever, so that it may begin before the last line is
@@ -227,7 +228,13 @@ class Pipeline:
                 self._left -= 1
             line = self._lines.popleft()
             self._last = (line.index, line.offset)
-            if not self._is_done(line):
+            try:
+                is_done = self._is_done(line)
+            except BatchkitError as error:
+                self._lines.clear()
+                self._ended, self._unreadable = True, error
+                break
+            if not is_done:
                 request = self._parse(line)
                 size += 0 if isinstance(request, BadLine) else len(request.body)
                 self._parsed.append((line.index, line.offset, request))

@@ -51,6 +51,8 @@ from batchkit.records import (
 )
 
 __all__ = [
+    "LINE_BEGINS",
+    "LINE_ENDS",
     "BrokenLineError",
     "OutputLine",
     "check_lines",
@@ -63,7 +65,8 @@ __all__ = [
     "scan_lines",
 ]
 
-_BEGIN: Final = b'{"id":"batch_req_%b%016x","custom_id":%b,"response":'
+LINE_BEGINS: Final = b'{"id":"batch_req_'
+_BEGIN: Final = LINE_BEGINS + b'%b%016x","custom_id":%b,"response":'
 _END: Final = b',"error":%b,"batchkit":%b'
 _ANSWERED: Final = _BEGIN + b'{"status_code":%d,"request_id":%b,"body":%b}' + _END
 _UNANSWERED: Final = _BEGIN + b"null" + _END
@@ -71,10 +74,11 @@ _SEAL: Final = b',"crc32":"'
 _SEAL_SIZE: Final = len(_SEAL) + 8 + len(b'"}}')
 _BODY: Final = b',"body":'
 _RUN: Final = b',"run":{'
-_META: Final = b',"batchkit":{"index":'
+LINE_ENDS: Final = b',"batchkit":{"index":'
+"""What stands in every line before what is batchkit's own."""
 _INPUT_CRC32: Final = b',"input_crc32":"'
 _INDEX: Final = re.compile(rb'\d+,"input_crc32":"[0-9a-f]{8}"')
-"""What stands behind `_META`."""
+"""What stands behind `LINE_ENDS`."""
 _BRACE: Final = ord("}")
 _NOTHING: Final = Decimal(0)
 _YEAR_10000: Final = 253_402_300_800
@@ -196,7 +200,7 @@ def scan_lines(lines: Sequence[bytes]) -> tuple[list[int], array[int]]:
     # Ten million lines pass through: each is only cut here, and what was cut is checked and turned to numbers together.
     numbers: list[bytes] = []
     quoted: list[bytes] = []
-    for _, meta, rest in map(bytes.rpartition, lines, repeat(_META)):
+    for _, meta, rest in map(bytes.rpartition, lines, repeat(LINE_ENDS)):
         if not meta:
             break
         number, _, behind = rest.partition(_INPUT_CRC32)
@@ -212,7 +216,7 @@ def scan_lines(lines: Sequence[bytes]) -> tuple[list[int], array[int]]:
 
 
 def _is_indexed(line: bytes) -> bool:
-    _, meta, rest = line.rpartition(_META)
+    _, meta, rest = line.rpartition(LINE_ENDS)
     return bool(meta) and _INDEX.match(rest) is not None
 
 
@@ -325,7 +329,7 @@ def _body_span(line: bytes) -> tuple[int, int]:
     Its beginning is the first `"body":` of the line, its end the last `},"error":` before our own object: quotes in the
     strings around it are escaped.
     """
-    meta_at = line.rindex(_META)
+    meta_at = line.rindex(LINE_ENDS)
     start = line.find(_BODY, 0, meta_at)
     if start < 0:
         return 0, 0

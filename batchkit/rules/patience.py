@@ -34,6 +34,8 @@ _RARE = 500
 """Of a length that fewer than one in so many have nobody knows how slow it is; what is so rare may be given up once."""
 _REMEMBERED = 2000
 """What a server does changes by the hour."""
+_NEWS = 0.05
+"""What is slow is found anew when so many of those are new."""
 _OUTNUMBERED = 4
 """So many peers were answered for each that is overdue."""
 _DOUBTS = 10
@@ -76,7 +78,7 @@ class Patience:
         self._known: dict[int, list[float]] = {}
         self._known_at = 0
         self._limits: dict[int, Limit | None] = {}
-        self._slow_s: dict[int, float | None] = {}
+        self._slow_s: dict[int, tuple[int, float | None]] = {}
 
     def learn(self, seconds: float, usage: Usage | None, most_tokens: int | None) -> None:
         """An answer came after `seconds` that took this; its request allowed `most_tokens`, None for any."""
@@ -96,13 +98,18 @@ class Patience:
         return self._limits[size]
 
     def slow_s(self, most_tokens: int | None) -> float | None:
-        """In how many seconds 95 of 100 of the answers came that may be as long; None while too little is known."""
-        self._look()
+        """In how many seconds 95 of 100 of the answers came that may be as long; None while too little is known.
+
+        It is asked ten times a second for each attempt under way, and found anew once there are a twentieth more answers.
+        """
         size = _size(None, most_tokens)
-        if size not in self._slow_s:
+        answered, slow_s = self._slow_s.get(size, (0, None))
+        if self.answered - answered > _NEWS * min(answered, _REMEMBERED):
+            self._look()
             took = sorted(seconds for alike in self._like(size) for seconds in alike)
-            self._slow_s[size] = _quantile(took, 0.95) if took else None
-        return self._slow_s[size]
+            slow_s = _quantile(took, 0.95) if took else None
+            self._slow_s[size] = (self.answered, slow_s)
+        return slow_s
 
     def gives_up(self, *, overdue: int, answered: int) -> bool:
         """Whether an attempt that is overdue is to be given up, and counts as a doubt from then on.
@@ -124,7 +131,7 @@ class Patience:
         if self._known_at == self.answered:
             return
         self._known_at = self.answered
-        self._known, self._limits, self._slow_s = {}, {}, {}
+        self._known, self._limits = {}, {}
         for seconds, usage, allowed in self._answers:
             tokens = None if usage is None else usage.completion_tokens
             self._known.setdefault(_size(tokens, allowed), []).append(seconds)

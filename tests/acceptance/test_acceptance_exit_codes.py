@@ -46,7 +46,11 @@ def test_1_finished_with_failures(command, provider, files, tmp_path, line):
         (["run", "requests.jsonl", "-o", "o.jsonl", "--simulate", "--rpm", "many"], "--rpm"),
         (["run", "requests.jsonl", "-o", "requests.jsonl", "--simulate"], "same file"),
         (["run", "requests.jsonl", "-o", "o.jsonl", "--base-url", "http://example.com/v1"], "--allow-http"),
+        (["run", "-", "-o", "requests.jsonl", "--simulate"], "no output of batchkit"),
         (["status", "o.jsonl"], "o.jsonl"),
+        (["status", "requests.jsonl"], "no output of batchkit"),
+        (["report", "requests.jsonl"], "no output of batchkit"),
+        (["repair", "requests.jsonl"], "no output of batchkit"),
     ],
 )
 def test_2_wrong_usage_sends_nothing_and_leaves_nothing(wrong, said, command, write_requests, tmp_path):

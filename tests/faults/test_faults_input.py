@@ -144,6 +144,24 @@ def test_fault_22_stdin_runs_and_going_on_needs_the_same_bytes_again_and_checks_
     assert len(endpoint.received) == 5
     files.assert_summary_is_a_fold(command(*words, stdin=b"".join(lines)).json, 12)
     assert len(endpoint.received) == 12
+    cut = command(*words, stdin=b"".join(lines[:11]), code=4)
+    assert "ends at line 11" in cut.err
+    assert "an answer to line 12" in cut.err
+    assert "ends at line 0" in command(*words, stdin=b"", code=4).err
+    assert len(endpoint.received) == 12
+
+
+def test_fault_22_lines_of_a_pipe_before_an_edited_one_are_answered_and_that_is_said(
+    command, endpoint, files, line
+):
+    lines = [line(number) for number in range(12)]
+    words = ["run", "-", "-o", files.results_path, "--base-url", endpoint.base_url, "--json"]
+    command(*words, stdin=b"".join(lines[:2] + [b"\n"] * 8 + lines[10:]))
+    edited = command(*words, stdin=b"".join([*lines[:10], line(99), lines[11]]), code=4)
+    assert "line 11 " in edited.err
+    assert "Only lines before it were sent" in edited.err
+    assert files.indexes == list(range(12))
+    assert len(endpoint.received) == 12
 
 
 def test_fault_22_a_pipe_with_a_name_is_read_but_once_and_checked_too(
@@ -253,6 +271,10 @@ def test_of_a_compressed_input_that_was_cut_what_can_be_read_is_answered(
     assert answered == list(range(len(answered)))
     assert 10 <= len(answered) == files.summary["requests"]["succeeded"] < 20
     assert files.summary["status"] == "stopped"
+    for nothing_sent in ("validate", "estimate"):
+        ran = command(nothing_sent, path, code=2)
+        assert "cannot read the input" in ran.err
+        assert "Nothing was sent" in ran.err
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n \r\n", b"\xef\xbb\xbf"])

@@ -76,6 +76,22 @@ def test_an_attempt_is_slow_after_what_95_of_100_took_that_may_be_as_long():
     assert patience.slow_s(None) == 50.0
 
 
+def test_what_is_slow_is_found_anew_once_a_twentieth_of_what_is_remembered_is_new():
+    """64 models would be sorted anew ten times a second otherwise, with each answer there was."""
+    patience = told((5000, 1.0, 100))
+    assert patience.slow_s(100) == 1.0
+    for number in range(1, 102):
+        patience.learn(9.0, Usage(1, 100, 101), None)
+        assert patience.slow_s(100) == (9.0 if number > 100 else 1.0)
+    patience = told((99, 1.0, 100))
+    assert patience.slow_s(None) is None
+    patience.learn(1.0, Usage(1, 100, 101), None)
+    assert patience.slow_s(None) is None
+    for _ in range(5):
+        patience.learn(1.0, Usage(1, 100, 101), None)
+    assert patience.slow_s(None) == 1.0
+
+
 def test_where_all_wait_nobody_is_given_up():
     patience = told((1000, 1.0, 100))
     assert not patience.gives_up(overdue=256, answered=256)

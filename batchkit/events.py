@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from batchkit.records import Failure, Outcome, record
+from msgspec import Struct
+
+from batchkit.records import Failure, Outcome
 
 __all__ = [
     "AttemptFailed",
@@ -42,8 +44,7 @@ class AttemptFailed:
     wait_s: float
 
 
-@record(frozen=True, slots=True)
-class RequestFinished:
+class RequestFinished(Struct, frozen=True, gc=False):
     """A request ended; its line is in the output."""
 
     outcome: Outcome

@@ -6,9 +6,10 @@ What an answer that came whole means is judged in `formats.completions`; here it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from time import time
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from batchkit.endpoint import bounds
 from batchkit.endpoint.decoding import CutShort, TooLarge, Unreadable, decoded

@@ -6,7 +6,7 @@ failure, since most requests have none and its machinery costs as much as a good
 
 from __future__ import annotations
 
-from asyncio import CancelledError
+from asyncio import CancelledError, current_task
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -121,7 +121,7 @@ class Delivery:
     async def deliver(self, request: Request) -> Outcome | None:
         """The request's outcome; None when the run stops before there is one, and the request stays open."""
         under_way = self.under_way
-        history = History(request, under_way.patience_with(request.model), self._clock.now())
+        history = History(request, under_way.patience_with(request.model), self._clock.now(), current_task())
         under_way.requests[history] = None
         trace_id = self._tracer.trace_id(request)
         outcome = None
@@ -338,7 +338,7 @@ class Delivery:
             failure,
             attempt=history.attempts,
             faults=history.faults,
-            same=history.reasons.get(failure.kind.value, 0) + 1,
+            same=history.counted(failure.kind.value) + 1,
             jitter=self._jitter(),
         )
         if isinstance(decision, RetryAfter):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Final
 
 import anyio
 
@@ -14,8 +13,6 @@ from batchkit.records import Answer, Billed, Failure
 from batchkit.rules.retry import Decision
 
 __all__ = ["Hedge", "History"]
-
-_NO_REASONS: Final[Mapping[str, int]] = {}
 
 
 class Hedge:
@@ -32,7 +29,7 @@ class Hedge:
         self.seconds = 0.0
 
 
-class History(UnderWay):
+class History(UnderWay, eq=False):
     """What happened to one request so far."""
 
     attempts: int = 0
@@ -57,7 +54,8 @@ class History(UnderWay):
     hedge: Hedge | None = None
     """What is under way beside the attempt."""
 
-    reasons: Mapping[str, int] = _NO_REASONS
+    reasons: Mapping[str, int] | None = None
+    """How many attempts did not bring the outcome, by why; None where none did not."""
 
     @property
     def may_have_cost(self) -> bool:
@@ -76,4 +74,8 @@ class History(UnderWay):
 
     def count(self, reason: str) -> None:
         """Count an attempt that did not bring the outcome."""
-        self.reasons = {**self.reasons, reason: self.reasons.get(reason, 0) + 1}
+        self.reasons = {**(self.reasons or {}), reason: self.counted(reason) + 1}
+
+    def counted(self, reason: str) -> int:
+        """How many attempts did not bring the outcome for this reason."""
+        return 0 if self.reasons is None else self.reasons.get(reason, 0)

@@ -5,8 +5,9 @@ The limits are in no other place that outlives the run, and everything a summary
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from batchkit.engine.gate import Clock, Gate
 from batchkit.records import FoundLimit, Outcome

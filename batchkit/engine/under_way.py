@@ -6,12 +6,14 @@ Whoever ends one says what its answer is, and the task takes that for what the a
 
 from __future__ import annotations
 
-from asyncio import current_task
+from asyncio import Task
 from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec import Struct
 
 from batchkit.engine.gate import Clock
 from batchkit.records import Answer, Failure, FailureKind, Request
@@ -28,12 +30,15 @@ _MOST_MODELS = 64
 """A file may name as many models as it has lines; those beyond so many are compared with one another."""
 
 
-class UnderWay:
-    """A request on its way to its outcome, in the task that made this, and the attempt that is under way for it.
+class UnderWay(Struct, eq=False):
+    """A request on its way to its outcome, in the `task` that made this, and the attempt that is under way for it."""
 
-    Thousands a second are made, so what is not told stands in the class.
-    """
-
+    request: Request
+    patience: Patience
+    """What is known of its peers."""
+    since: float
+    """When it was taken up, in seconds of the run's clock."""
+    task: Task[Any] | None
     started: float | None = None
     """When the attempt under way began; None while there is none."""
     answered_before: int = 0
@@ -45,24 +50,16 @@ class UnderWay:
     ending: Answer | None = None
     """What ends the attempt under way, if that is not what it brings itself."""
 
-    def __init__(self, request: Request, patience: Patience, since: float) -> None:
-        self.request = request
-        self.patience = patience
-        """What is known of its peers."""
-        self.since = since
-        """When it was taken up, in seconds of the run's clock."""
-        self._task = current_task()
-
     def end(self, answer: Answer) -> None:
         """Have the attempt under way end at once, with this answer."""
-        if self.ending is None and self._task is not None and not self._task.cancelling():
+        if self.ending is None and self.task is not None and not self.task.cancelling():
             self.ending = answer
-            self._task.cancel()
+            self.task.cancel()
 
     def ended_with(self) -> Answer | None:
         """The answer with which the attempt was ended. None if it was not, or if the task was cancelled by others as well."""
         answer, self.ending = self.ending, None
-        return answer if answer is not None and self._task is not None and not self._task.uncancel() else None
+        return answer if answer is not None and self.task is not None and not self.task.uncancel() else None
 
 
 class Watch:

@@ -23,7 +23,6 @@ import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from hashlib import blake2b
@@ -34,6 +33,8 @@ from typing import Any, Final
 from zlib import crc32
 
 import orjson
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from batchkit.formats.completions import read_answer
 from batchkit.formats.over_time import LIMITS, whole
@@ -47,7 +48,6 @@ from batchkit.records import (
     Reply,
     RunHeader,
     Usage,
-    record,
 )
 
 __all__ = [
@@ -96,8 +96,7 @@ class BrokenLineError(ValueError):
         self.at = at
 
 
-@record(frozen=True, slots=True)
-class OutputLine:
+class OutputLine(Struct, frozen=True, gc=False):
     """What one line of the output says. `run` is None but in the first line that a run wrote."""
 
     outcome: Outcome

@@ -8,10 +8,9 @@ they were reserved: what is on its way is counted with the error that forecasts 
 
 from __future__ import annotations
 
-from dataclasses import field
 from math import sqrt
 
-from batchkit.records import record
+from msgspec import Struct
 
 __all__ = ["Budget", "Ceilings", "Reservation"]
 
@@ -39,8 +38,7 @@ _REMEMBERED = 100
 """Over how many settled reservations the error of forecasts is averaged."""
 
 
-@record(frozen=True, slots=True)
-class Reservation:
+class Reservation(Struct, frozen=True, gc=False):
     """What an attempt that began `at`, in seconds on the pacer's clock, is forecast to cost: 1 request, so many tokens.
 
     `spent` is what all attempts had cost by then, and `level` how many others were in flight, both as its pacer counts them.
@@ -48,8 +46,8 @@ class Reservation:
 
     at: float
     tokens: float = 0.0
-    spent: float = field(default=0.0, compare=False)
-    level: int = field(default=0, compare=False)
+    spent: float = 0.0
+    level: int = 0
 
 
 class Budget:

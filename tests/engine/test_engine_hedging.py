@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from decimal import Decimal
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from batchkit.engine.delivery import Delivery
 from batchkit.engine.gate import Gate

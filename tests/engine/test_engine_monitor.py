@@ -97,7 +97,7 @@ class Watched:
     def take_up(self, *custom_ids: str) -> None:
         for custom_id in custom_ids:
             patience = self.under_way.patience_with("m")
-            way = UnderWay(Request(0, custom_id, b"{}", "m"), patience, self.clock.now())
+            way = UnderWay(Request(0, custom_id, b"{}", "m"), patience, self.clock.now(), None)
             self.under_way.requests[way] = None
 
     async def gauges(self) -> Gauges:

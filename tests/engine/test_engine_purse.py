@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from batchkit.engine.delivery import Delivery
 from batchkit.engine.gate import Gate

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from batchkit.engine.delivery import Delivery
 from batchkit.engine.gate import Gate

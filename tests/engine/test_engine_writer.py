@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from batchkit.engine.stop import Stop
 from batchkit.engine.writer import CHECKPOINT_INTERVAL_S, SYNC_INTERVAL_S, Writer

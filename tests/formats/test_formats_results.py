@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from array import array
-from dataclasses import replace
 from decimal import Decimal
 from zlib import crc32
 
 import orjson
 import pytest
 from hypothesis import given, strategies as st
+from msgspec.structs import replace
 
 from batchkit.formats.completions import read_answer
 from batchkit.formats.results import (

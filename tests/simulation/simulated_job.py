@@ -22,6 +22,7 @@ where to begin to go on. A story is made of its seed alone: folder, cores and ot
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import multiprocessing
 import re
@@ -33,7 +34,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from errno import EIO, ENOSPC
 from functools import partial
@@ -41,6 +42,7 @@ from pathlib import Path
 from random import Random, seed as seed_all
 from typing import Any
 
+from msgspec.structs import replace
 from virtual_time import VirtualClock
 
 from batchkit.audit import Audit
@@ -268,7 +270,7 @@ async def run_once(
             store,
             source,
             # Its path stands in the output and the folder's name is not the seed's.
-            replace(source.identify(), path=world.input.name),
+            dataclasses.replace(source.identify(), path=world.input.name),
             settings,
             ADDRESS,
             Monitor((), clock),

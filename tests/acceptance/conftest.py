@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import uvloop
 from aiohttp import web
 
 from batchkit.simulator.server import Simulator
@@ -112,7 +113,8 @@ def elsewhere(server: AbstractAsyncContextManager) -> Iterator[Any]:
                 raise
             ready.set_exception(error)
 
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    # asyncio's own server leaves a connection open that comes in the moment in which it is closed; uvloop's does not.
+    thread = threading.Thread(target=uvloop.run, args=(serve(),))
     thread.start()
     try:
         entered, loop, stop = ready.result(LONGEST_S)

@@ -75,7 +75,7 @@ class Audit:
         paths = JobPaths(self.output)
         ends = ((paths.results, self.results_bytes), (paths.errors, self.errors_bytes))
         if not self.add_up:
-            for path, end in ends:
+            for path, end in (*ends, *((path, None) for path in paths.superseded())):
                 check_output(path, 0, end)
             return None
         tally = Tally()

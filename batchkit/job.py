@@ -40,7 +40,7 @@ from batchkit.errors import (
 )
 from batchkit.events import Event, Notice, Observer, RequestFinished, RunFinished, RunStarted, RunStopping
 from batchkit.formats import report as report_format, summary as summary_format
-from batchkit.formats.checkpoint import Checkpoint, encode_checkpoint
+from batchkit.formats.checkpoint import encode_checkpoint
 from batchkit.formats.headers import EndpointAddress
 from batchkit.formats.prices import prices_to_json
 from batchkit.formats.requests import parse_line
@@ -58,7 +58,6 @@ from batchkit.records import BadLine, Line, Outcome, Request, RunHeader
 from batchkit.rules.pricing import PriceList, cost_of
 from batchkit.rules.spending import Spending
 from batchkit.rules.tally import Tally
-from batchkit.rules.tally_state import state_of
 from batchkit.settings import Settings
 from batchkit.source import InputIdentity, Source
 from batchkit.spent import read_authorised, refuse_unbounded, spent_before, write_authorised
@@ -320,7 +319,7 @@ class JobRun:
         )
         for notice in self._store.notices:
             monitor.emit(Notice(notice))
-        await self._say_that_it_runs()
+        await clock.in_thread(self._say_that_it_runs)
         broke: BatchkitError | None = None
         try:
             try:
@@ -350,13 +349,16 @@ class JobRun:
             self._set_aside(delivery.left_open)
         return self._close(stop.cause if broke is None else broke, writer_failed=broke is not None)
 
-    async def _say_that_it_runs(self) -> None:
+    def _say_that_it_runs(self) -> None:
         """See that no kill from now on is taken for the end of the run before, which the checkpoint may tell of."""
-        write_checkpoint = self._snapshot()
-        if self._state.audit is not None and self._state.audit.add_up:
-            write_checkpoint = self._store.remove_checkpoint
-        with suppress(OutputFull):
-            await self._clock.in_thread(write_checkpoint)
+        store = self._store
+        try:
+            if self._spending is not None:
+                # First: a checkpoint that tells of a `max_cost`, and no such file, would mean that all of it may be spent.
+                store.write_spending(encode_spending(self._spending.used))
+            store.replace(store.paths.checkpoint, self._encoded())
+        except OutputFull:
+            store.remove_checkpoint()
 
     def _set_aside(self, left_open: Sequence[Outcome]) -> None:
         """Write down what requests have cost that stay open: no line of theirs will tell."""
@@ -412,34 +414,23 @@ class JobRun:
 
     def _snapshot(self) -> Callable[[], None]:
         """The job at this moment, as what writes it down later; nothing while its totals are not complete."""
-        state, store, identity = self._state, self._store, self._identity
-        if state.audit is not None and state.audit.add_up:
+        store = self._store
+        if self._adds_up:
             return lambda: None
-        results_bytes, errors_bytes = store.sizes
-        position = (self._pipeline.position() if self._pipeline is not None else None) or (
-            state.index,
-            state.offset,
-        )
-        data = encode_checkpoint(
-            Checkpoint(
-                job_id=self._job_id,
-                results_bytes=results_bytes,
-                errors_bytes=errors_bytes,
-                superseded=state.superseded,
-                done=tuple(state.done.intervals()),
-                tally=state_of(state.tally),
-                run=self._header,
-                input_index=position[0],
-                input_offset=position[1],
-                input_size=identity.size,
-                input_mtime_ns=identity.mtime_ns,
-                total=state.total,
-                limit=state.limit,
-                status=state.status,
-                stop_reason=state.stop_reason,
-            )
-        )
+        data = self._encoded()
         return lambda: store.replace(store.paths.checkpoint, data)
+
+    @property
+    def _adds_up(self) -> bool:
+        """Whether earlier lines are not in the totals yet."""
+        return self._state.audit is not None and self._state.audit.add_up
+
+    def _encoded(self) -> bytes:
+        """The checkpoint of this moment. While totals are not complete, one that tells of the run and accounts for no line."""
+        if self._adds_up:
+            return encode_checkpoint(self._state.standing())
+        position = None if self._pipeline is None else self._pipeline.position()
+        return encode_checkpoint(self._state.checkpoint(self._store.sizes, self._identity, position))
 
     async def _count(self) -> None:
         """Count the input's requests, for the time left and for what is pending."""
@@ -490,13 +481,12 @@ class JobRun:
     def _close(self, cause: BatchkitError | None, *, writer_failed: bool) -> dict[str, Any]:
         """Say how it ended, in the checkpoint, the summary and the report, then raise what stopped the run."""
         state, store = self._state, self._store
-        if self._identity.size is None and cause is None and state.limit is None:
+        lines = None if self._pipeline is None else self._pipeline.lines
+        if self._identity.size is None and cause is None and lines is not None:
             # Only now is it known how long it was.
-            position = None if self._pipeline is None else self._pipeline.position()
-            lines = 0 if position is None else position[0] + 1
             if lines < state.done.end:
                 cause = cut_short(lines, state, sent="What was open of it was sent.")
-            else:
+            elif state.limit is None:
                 state.total = len(state.done)
         unfinished = state.to_do is None or len(state.done) < state.to_do
         if cause is not None and not unfinished and not writer_failed:
@@ -505,17 +495,19 @@ class JobRun:
         state.status = "completed"
         if isinstance(cause, Interrupted):
             state.status = "interrupted"
-            if self._stop.abandoned.cancel_called:
-                state.stop_reason = LEFT_AT_ONCE
         elif cause is not None:
             state.status = "stopped"
             state.stop_reason = cause.code if isinstance(cause, RunStopped) else type(cause).__name__
+        if self._stop.abandoned.cancel_called:
+            state.stop_reason = LEFT_AT_ONCE
         if self._spending is not None and not writer_failed:
             # Whoever cannot write it leaves more standing there than was spent, which is no danger.
             with suppress(BatchkitError):
                 store.write_spending(encode_spending(self._spending.used))
-        if state.audit is not None and state.audit.add_up and cause is not None:
+        if self._adds_up and cause is not None:
             # Left before the earlier lines were added up: no totals are better than wrong ones.
+            with suppress(BatchkitError):
+                store.replace(store.paths.checkpoint, self._encoded())
             self._monitor.close()
             raise cause
         summary = build_summary(state, self._prices)

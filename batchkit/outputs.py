@@ -45,7 +45,9 @@ _TOGETHER: Final = 64
 _TOGETHER_SIZE: Final = 1 << 20
 """So many lines are handed on together, or fewer once what may be long in them comes to this size."""
 _HEAD_BYTES: Final = 4096
-_OF_ERRORS: Final = re.compile(r"(.+)\.errors(?:\.\d+)?")
+_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
+"""What the files beside an output have instead of it in their names."""
+_OF_ERRORS: Final = re.compile(r"(.+)\.errors(?:\.\d+)?\.jsonl")
 _NAME_BYTES: Final = 200
 """File systems take 255; the files beside the output have longer names than it."""
 
@@ -69,9 +71,7 @@ class JobPaths:
 
     def beside(self, ending: str) -> Path:
         """The file named like the output but for its ending: `results.jsonl` has `results.errors.jsonl` beside it."""
-        stem = (
-            self.results.stem if self.results.suffix in {".jsonl", ".ndjson", ".json"} else self.results.name
-        )
+        stem = self.results.stem if self.results.suffix in _SUFFIXES else self.results.name
         return self.results.with_name(stem + ending)
 
     @property
@@ -100,9 +100,10 @@ class JobPaths:
 
     def refuse_foreign(self) -> None:
         """Raise UsageError where the output is something else: a file of failures beside it, or what batchkit never wrote."""
-        number = _OF_ERRORS.fullmatch(self.results.stem)
-        if number and (job := self.results.with_name(number[1] + self.results.suffix)).exists():
-            raise UsageError(f"{self.results} has failures of the job with the output {job}; name that")
+        of_errors = _OF_ERRORS.fullmatch(self.results.name)
+        for suffix in ("", *_SUFFIXES) if of_errors else ():
+            if of_errors and (job := self.results.with_name(of_errors[1] + suffix)).exists():
+                raise UsageError(f"{self.results} has failures of the job with the output {job}; name that")
         if not self.results.is_file():
             return  # whoever opens it says what it is
         try:

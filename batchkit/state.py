@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zlib import crc32
 
@@ -22,7 +22,7 @@ from batchkit.records import Line, RunHeader
 from batchkit.rules.groups import Groups
 from batchkit.rules.progress import DoneIndexes
 from batchkit.rules.tally import Tally
-from batchkit.rules.tally_state import tally_of
+from batchkit.rules.tally_state import state_of, tally_of
 from batchkit.scanning import scan_from_both_ends
 from batchkit.source import InputIdentity, Source
 from batchkit.store import Store
@@ -116,6 +116,49 @@ class JobState:
         state.is_untold = run is not None and not state.tally.runs.has_worked(run.started_at)
         return state
 
+    def checkpoint(
+        self, sizes: tuple[int, int], identity: InputIdentity, position: tuple[int, int] | None
+    ) -> Checkpoint:
+        """What `of` begins with: this state, of a job with an id, which accounts for so many bytes of the two files.
+
+        `position` is a later line of the input before which all is done, if one is known.
+        """
+        results_bytes, errors_bytes = sizes
+        index, offset = position or (self.index, self.offset)
+        return replace(
+            self.standing(),
+            results_bytes=results_bytes,
+            errors_bytes=errors_bytes,
+            superseded=self.superseded,
+            done=tuple(self.done.intervals()),
+            tally=state_of(self.tally),
+            input_index=index,
+            input_offset=offset,
+            input_size=identity.size,
+            input_mtime_ns=identity.mtime_ns,
+        )
+
+    def standing(self) -> Checkpoint:
+        """A checkpoint that says how the job stands and what the last run was started with, and accounts for no line."""
+        return Checkpoint(
+            job_id=self.job_id or "",
+            results_bytes=0,
+            errors_bytes=0,
+            superseded=0,
+            done=(),
+            tally=state_of(Tally()),
+            run=self.run,
+            input_index=0,
+            input_offset=0,
+            # Of no input, so that nobody goes on from it.
+            input_size=None,
+            input_mtime_ns=None,
+            total=self.total,
+            limit=self.limit,
+            status=self.status,
+            stop_reason=self.stop_reason,
+        )
+
     def fold(self, lines: Iterable[OutputLine], *, superseded: bool = False) -> None:
         """Add lines to the totals; `superseded` ones are failures whose requests were asked again."""
         for some in together(lines):
@@ -182,7 +225,9 @@ class JobState:
     def meet_last_run(self, store: Store) -> None:
         """Learn of a run that left no line, of which the checkpoint tells, even one that nothing else is taken from."""
         with suppress(ValueError, KeyError, TypeError):
-            run = decode_checkpoint(store.read_checkpoint() or b"").run
+            checkpoint = decode_checkpoint(store.read_checkpoint() or b"")
+            run = checkpoint.run
+            self.job_id = self.job_id or checkpoint.job_id
             if run is not None and (self.run is None or run.started_at > self.run.started_at):
                 self.run, self.is_untold = run, True
 
@@ -264,7 +309,7 @@ def _was_killed(store: Store) -> bool:
     """Whether the last run, if there was one, ended without saying how, or did not wait for what was on its way."""
     data = store.read_checkpoint()
     if data is None:
-        return any(store.sizes)
+        return any(store.sizes) or bool(store.paths.superseded())
     try:
         standing = decode_standing(data)
     except ValueError:

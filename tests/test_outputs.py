@@ -182,5 +182,9 @@ def test_failures_of_a_job_are_no_output_of_their_own(tmp_path):
     for name in ("a.errors.jsonl", "a.errors.12.jsonl"):
         with pytest.raises(UsageError, match=r"the output .*a\.jsonl; name that"):
             JobPaths(tmp_path / name).refuse_foreign()
+    for job in ("c.ndjson", "d.json", "e.txt", "f"):
+        (tmp_path / job).write_bytes(line(0))
+        with pytest.raises(UsageError, match="name that"):
+            JobPaths(JobPaths(tmp_path / job).errors).refuse_foreign()
     for name in ("b.errors.jsonl", "a.errors.x.jsonl", ".errors.jsonl"):
         JobPaths(tmp_path / name).refuse_foreign()

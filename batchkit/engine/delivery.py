@@ -14,7 +14,7 @@ import tenacity
 
 from batchkit.engine.gate import Clock, Gate
 from batchkit.engine.hedging import Hedging
-from batchkit.engine.history import History
+from batchkit.engine.history import OVERTAKEN, History
 from batchkit.engine.purse import Purse
 from batchkit.engine.stop import Stop
 from batchkit.engine.under_way import Watch
@@ -135,9 +135,19 @@ class Delivery:
             del under_way.requests[history]
             if history.hedge is not None:
                 history.hedge.scope.cancel()
-            if outcome is None and history.failure is not None and history.may_have_cost:
-                self.left_open.append(self._outcome(request, trace_id, history, history.failure))
+            if outcome is None:
+                self._leave_open(request, trace_id, history)
         return outcome
+
+    def _leave_open(self, request: Request, trace_id: str, history: History) -> None:
+        beside = None if history.hedge is None else history.hedge.answer
+        if beside is not None and beside is not OVERTAKEN:
+            if history.failure is None and isinstance(beside, Failure):
+                history.failure = beside
+            else:
+                history.beside(beside)
+        if history.failure is not None and history.may_have_cost:
+            self.left_open.append(self._outcome(request, trace_id, history, history.failure))
 
     def _outcome(self, request: Request, trace_id: str, history: History, answer: Answer) -> Outcome:
         return Outcome(
@@ -224,7 +234,10 @@ class Delivery:
             unsure = self._purse.settle(history.claim, answer)
             history.maybe_cost = sum_of((history.maybe_cost, unsure))
         if self._hedging is not None and history.hedge is not None:
+            if isinstance(answer, Failure):
+                history.failure = answer  # the wait may be cut off
             answer = await self._hedging.first_of_both(history, history.hedge, answer)
+            history.failure = None
             now = self._clock.now()
         verdict = None
         if not (self._is_well and isinstance(answer, Reply)) or history.retries_fault:

@@ -7,29 +7,21 @@ fails, cannot be reached), there is none.
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterator
 
-import anyio
 from anyio.abc import TaskGroup
 
 from batchkit.engine.gate import Clock, Gate
-from batchkit.engine.history import Hedge, History
+from batchkit.engine.history import OVERTAKEN, Hedge, History
 from batchkit.engine.purse import Purse
 from batchkit.engine.under_way import UnderWay, Watch
-from batchkit.records import Answer, Billed, Failure, FailureKind, Reply, Request, Trace
+from batchkit.records import Answer, Reply, Request, Trace
 from batchkit.rules.money import sum_of
 from batchkit.rules.retry import Remedy, remedy_of
 from batchkit.rules.tracing import Tracer
 
 __all__ = ["Hedging"]
-
-_HEDGED = "hedged"
-"""The word in `attempts.by_reason` for an attempt whose request was answered by the one beside it."""
-
-_OVERTAKEN = Failure(
-    FailureKind.TIMEOUT, _HEDGED, "the attempt beside it was answered first", maybe_billed=True
-)
-"""What an attempt came to that was ended for the other's answer."""
 
 
 class Hedging:
@@ -74,29 +66,23 @@ class Hedging:
 
     async def first_of_both(self, history: History, hedge: Hedge, answer: Answer) -> Answer:
         """The first usable one of an attempt's `answer` and that of the `hedge` beside it; what the other took is counted."""
-        history.hedge = None
         ends = isinstance(answer, Reply) or remedy_of(answer) is Remedy.FAIL
         if ends:
             hedge.scope.cancel()
-        # What was answered is not given away for having to be counted.
-        with anyio.CancelScope(shield=ends):
+        try:
             await hedge.done.wait()
+        except CancelledError:
+            # The run is left at once; what was answered is not given away for it.
+            if not ends:
+                raise
+        history.hedge = None
         other = hedge.answer
         if other is None:
             return answer
         if isinstance(other, Reply) and not isinstance(answer, Reply):
             answer, other = other, answer
             history.latency_s = hedge.seconds
-        unseen = other.usage is None
-        if isinstance(other, Failure):
-            unseen = other.maybe_billed
-            history.count(_HEDGED if other is _OVERTAKEN else other.kind.value)
-        else:
-            history.count(_HEDGED)
-        if not (isinstance(other, Reply) and other.from_cache):
-            history.maybe_billed += unseen
-            if other.usage is not None:
-                history.billed += (Billed(other.model, other.usage),)
+        history.beside(other)
         return answer
 
     # --- beginning one ---
@@ -156,7 +142,7 @@ class Hedging:
         history.attempts += 1
         trace = self._tracer.attempt(request, self._tracer.trace_id(request), history.attempts)
         started = self._clock.now()
-        hedge.answer = _OVERTAKEN
+        hedge.answer = OVERTAKEN
         self._sent[hedge] = None
         try:
             hedge.answer = await self._send(request, trace)
@@ -168,4 +154,4 @@ class Hedging:
             if claim is not None and self._purse is not None:
                 history.maybe_cost = sum_of((history.maybe_cost, self._purse.settle(claim, hedge.answer)))
         if isinstance(hedge.answer, Reply) and history.started is not None:
-            history.end(_OVERTAKEN)
+            history.end(OVERTAKEN)

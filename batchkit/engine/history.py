@@ -9,10 +9,19 @@ import anyio
 
 from batchkit.engine.purse import Claim
 from batchkit.engine.under_way import UnderWay
-from batchkit.records import Answer, Billed, Failure
+from batchkit.records import Answer, Billed, Failure, FailureKind, Reply
+from batchkit.rules.bill import was_withheld
 from batchkit.rules.retry import Decision
 
-__all__ = ["Hedge", "History"]
+__all__ = ["OVERTAKEN", "Hedge", "History"]
+
+_HEDGED = "hedged"
+"""The word in `attempts.by_reason` for an attempt whose request was answered by the one beside it."""
+
+OVERTAKEN = Failure(
+    FailureKind.TIMEOUT, _HEDGED, "the attempt beside it was answered first", maybe_billed=True
+)
+"""What an attempt came to that was ended for the other's answer."""
 
 
 class Hedge:
@@ -62,7 +71,7 @@ class History(UnderWay, eq=False):
         """Whether money may have been spent for it, though it has no outcome."""
         failure = self.failure
         return bool(self.billed or self.maybe_billed or self.maybe_cost) or (
-            failure is not None and failure.usage is not None
+            failure is not None and (failure.usage is not None or was_withheld(failure))
         )
 
     def repeated(self, failure: Failure) -> None:
@@ -71,6 +80,19 @@ class History(UnderWay, eq=False):
         self.count(failure.kind.value)
         if failure.usage is not None:
             self.billed += (Billed(failure.model, failure.usage),)
+
+    def beside(self, other: Answer) -> None:
+        """Count what an attempt took that was not needed beside another."""
+        unseen = other.usage is None
+        if isinstance(other, Failure):
+            unseen = other.maybe_billed
+            self.count(_HEDGED if other is OVERTAKEN else other.kind.value)
+        else:
+            self.count(_HEDGED)
+        if not (isinstance(other, Reply) and other.from_cache):
+            self.maybe_billed += unseen
+            if other.usage is not None:
+                self.billed += (Billed(other.model, other.usage),)
 
     def count(self, reason: str) -> None:
         """Count an attempt that did not bring the outcome."""

@@ -101,7 +101,7 @@ class Pipeline:
         self._reading = False
         self._waiting: deque[Future[None]] = deque()
         """Workers that want a line when there is none. Thousands do at times, and an event of anyio's would take ten times as much."""
-        self._ended = False
+        self._ended = self._read_all = False
         self._unreadable: BatchkitError | None = None
         """Why there are no more lines, if that is not the end of the input."""
         self._taken: dict[int, int] = {}
@@ -118,6 +118,13 @@ class Pipeline:
     def busy(self) -> int:
         """Requests that were taken from the input and have no outcome yet."""
         return len(self._taken)
+
+    @property
+    def lines(self) -> int | None:
+        """The lines of the input up to the last that is not blank; None unless all were read and taken."""
+        if not self._read_all or self._lines or self._parsed:
+            return None
+        return 0 if self._last is None else self._last[0] + 1
 
     @property
     def starved(self) -> bool:
@@ -278,7 +285,7 @@ class Pipeline:
                     self._few = len(lines) if self._reads_ahead else 0
                     self._lines.extend(lines)
                 except StopAsyncIteration:
-                    self._ended = True
+                    self._ended = self._read_all = True
                 except BatchkitError as error:
                     # What was read before is still worth sending.
                     self._ended, self._unreadable = True, error

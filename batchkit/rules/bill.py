@@ -33,6 +33,7 @@ __all__ = [
     "ModelTotal",
     "OutcomeTotal",
     "band_of",
+    "was_withheld",
 ]
 
 BAND_EDGES: Final = (32_000, 100_000, 128_000, 199_999, 200_000, 256_000, 272_000, 512_000, 524_288)
@@ -140,7 +141,7 @@ class Bill:
 
     def add_failure(self, failure: Failure, *, superseded: bool = False) -> int:
         """Add what an answer took that failed its request; `superseded`, one that was asked again. The tokens it took."""
-        if failure.usage is None and not _was_withheld(failure):
+        if failure.usage is None and not was_withheld(failure):
             return 0
         return self.add(RETRIES if superseded else FAILURES, failure.model, failure.usage)
 
@@ -198,7 +199,7 @@ class Bill:
     __hash__ = None  # type: ignore[assignment]  # it changes with every answer
 
 
-def _was_withheld(failure: Failure) -> bool:
+def was_withheld(failure: Failure) -> bool:
     """Whether a model answered and a filter kept the answer back: it took tokens, though nobody said how many."""
     return (
         failure.kind is FailureKind.CONTENT_FILTER

@@ -231,3 +231,11 @@ async def test_a_second_request_for_a_model_that_is_not_there_is_not_sent():
     assert await scene.delivery.deliver(Request(1, "b", b"{}", "own")) is None
     assert len(scene.endpoint.attempts) == 1
     assert scene.stop.cause is not None
+
+
+async def test_an_answer_that_a_filter_withheld_is_counted_though_it_ends_the_run():
+    scene = Scene({"a": [failure("content_filter", status=200)]})
+    outcomes = [await scene.delivery.deliver(ask(index=index)) for index in range(20)]
+    assert scene.stop.cause is not None
+    assert [outcome is None for outcome in outcomes] == [False] * 19 + [True]
+    assert [outcome.index for outcome in scene.delivery.left_open] == [19]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -208,6 +209,58 @@ async def test_an_answer_that_was_not_needed_any_more_is_billed_as_it_says():
     outcome = await run.ask()
     assert told(outcome) == (True, 2, {"hedged": 1}, 0)
     assert outcome.billed == (Billed("m", TOOK),)
+
+
+EMPTY = replace(failure("invalid_response", status=200), usage=TOOK)
+
+
+@pytest.mark.parametrize(
+    ("took", "left_after", "answered"),
+    [
+        # The second is answered while the first is under way, the first while the second is, and so with those that follow.
+        ([(99.0, EMPTY), (1.0, EMPTY)], 5.0, 1),
+        ([(3.0, EMPTY), (99.0, EMPTY)], 5.0, 1),
+        ([(1.0, EMPTY), (3.0, EMPTY), (99.0, EMPTY)], 8.0, 2),
+        ([(99.0, EMPTY), (99.0, EMPTY)], 5.0, 0),
+    ],
+)
+async def test_what_was_answered_stays_counted_when_the_run_is_left_at_once(took, left_after, answered):
+    run = Run(lambda _, attempt: took[attempt - 1])
+    async with run.watched():
+        asking = asyncio.create_task(run.delivery.deliver(Request(0, "r0", b"{}", "m")))
+        await run.clock.sleep(left_after)
+        assert run.asked[0] == len(took)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    usages = [
+        usage
+        for outcome in run.delivery.left_open
+        for usage in (outcome.answer.usage, *(billed.usage for billed in outcome.billed))
+    ]
+    assert usages == [TOOK] * answered
+    assert [outcome.attempts for outcome in run.delivery.left_open] == [len(took)] * bool(answered)
+
+
+async def test_an_answer_that_came_is_kept_when_the_run_is_left_before_the_second_attempt_has_ended():
+    run = slow(3.0, takes=20.0)
+
+    async def attempt(request: Request, trace: Trace) -> Answer:
+        run.asked[request.index] += 1
+        if run.asked[request.index] == 1:
+            await run.clock.sleep(3.0)
+            asyncio.get_running_loop().call_soon(asking.cancel)
+        else:
+            with anyio.CancelScope(shield=True):
+                await run.clock.sleep(5.0)
+        return GOOD
+
+    run.attempt = attempt
+    async with run.watched():
+        asking = asyncio.create_task(run.delivery.deliver(Request(0, "r0", b"{}", "m")))
+        outcome = await asking
+    assert outcome is not None
+    assert told(outcome) == (True, 2, {"hedged": 1}, 1)
 
 
 @pytest.mark.parametrize("share", [0.005, 0.02])

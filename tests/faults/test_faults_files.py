@@ -4,6 +4,7 @@ Where a fault is about when things happen, the whole run is in this process, on 
 clock nobody waits for; where it is about the machine, it is the real command with a real kill, disk, limit or process.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -18,9 +19,21 @@ from random import Random
 import pytest
 
 import batchkit
+from batchkit.engine.stop import Stop
 from batchkit.engine.writer import SYNC_INTERVAL_S
-from batchkit.errors import EndpointRefused, JobDamaged, OutputUnwritable, UsageError
+from batchkit.errors import (
+    BatchkitError,
+    EndpointRefused,
+    Interrupted,
+    JobDamaged,
+    OutputUnwritable,
+    TooManyFailures,
+    UsageError,
+)
+from batchkit.events import AttemptFailed
+from batchkit.formats.completions import read_answer
 from batchkit.formats.results import OutputLine, encode, is_whole
+from batchkit.job import JobRun
 from batchkit.outputs import read_output
 from batchkit.records import Outcome
 from batchkit.source import Source
@@ -123,6 +136,121 @@ async def test_fault_01_answers_on_their_way_at_a_kill_are_counted_though_the_ru
     assert_done(job, summary, 12)
     assert summary["attempts"]["in_flight_at_kills"] == on_their_way
     assert batchkit.report(job.output)["attempts"]["in_flight_at_kills"] == on_their_way
+
+
+class KilledAtItsFirstLine(FaultyDisk):
+    """Kills a run that has sent something; where it is `full`, it has no room for a checkpoint either."""
+
+    def __init__(self, endpoint, *, full):
+        super().__init__()
+        self.endpoint, self.full = endpoint, full
+
+    def write(self, descriptor, data):
+        if self.endpoint.attempts:
+            self.dead = True
+            raise Crash
+        if self.full and data.startswith(b'{"version"'):
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+        return super().write(descriptor, data)
+
+
+@pytest.mark.parametrize(
+    ("beside", "kills", "on_their_way"),
+    # Without a checkpoint the clean end of the first run, of 8 in flight, is not known of.
+    [("checkpoint", 1, 4), ("nothing", 1, 12), ("a full disk", 1, 8), ("much", 1, 12), ("much", 2, 16)],
+)
+async def test_fault_01_the_bound_of_what_was_on_its_way_is_that_of_the_runs_that_were_killed(
+    beside, kills, on_their_way, make_job, monkeypatch
+):
+    """Also where the checkpoint was deleted, or finds no room, or what stands in the files is not added up yet."""
+    job = make_job(30)
+    await job.run(limit=5, concurrency=8)
+    if beside == "much":
+        monkeypatch.setitem(JobRun.__init__.__kwdefaults__, "at_once_bytes", 0)
+    if beside in ("much", "nothing"):
+        job.output.with_name("results.checkpoint.json").unlink()
+    for kill in range(kills):
+        clock = ManualClock(EPOCH + 1000 * (kill + 1))
+        endpoint = ScriptedEndpoint(clock=clock, latency_s=0.1)
+        disk = KilledAtItsFirstLine(endpoint, full=beside == "a full disk")
+        assert await dies(job.run(disk, clock=clock, endpoint=endpoint, concurrency=4))
+    summary = await job.run(clock=ManualClock(EPOCH + 9000))
+    assert summary["attempts"]["in_flight_at_kills"] == on_their_way
+
+
+async def test_fault_01_a_job_of_which_nothing_stands_but_what_was_set_aside_may_have_been_killed(make_job):
+    job, stop, clock = make_job(3), Stop(), ManualClock()
+    empty = b'{"model":"gpt-4o-mini","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":9,"total_tokens":16}}'
+    endpoint = ScriptedEndpoint(otherwise=lambda _: read_answer(200, {}, empty, 0.0), clock=clock)
+
+    class Listener:
+        interval_s = 10.0
+
+        def handle(self, event):
+            if isinstance(event, AttemptFailed):
+                stop.request(Interrupted(signal.SIGINT, "stopped"))
+
+        def close(self):
+            """Nothing was opened."""
+
+    with pytest.raises(Interrupted):
+        await job.run(clock=clock, endpoint=endpoint, observers=(Listener(),), stop=stop)
+    assert indexes(job) == []
+    job.output.with_name("results.checkpoint.json").unlink()
+    summary = await job.run(clock=ManualClock(EPOCH + 1000))
+    assert summary["attempts"]["in_flight_at_kills"] == 3
+
+
+@pytest.mark.parametrize("why", ["a signal", "a failure too many"])
+async def test_fault_01_whoever_leaves_at_once_while_a_run_drains_leaves_answers_on_their_way(why, make_job):
+    job, stop, clock = make_job(6), Stop(), ManualClock()
+    endpoint = ScriptedEndpoint(clock=clock, latency_s=30.0)
+
+    async def leave():
+        await clock.sleep(40.0)
+        stop.request(
+            Interrupted(2, "stopped") if why == "a signal" else TooManyFailures("3", code="max_failures")
+        )
+        await clock.sleep(5.0)
+        stop.abandon(Interrupted(2, "stopped"))
+
+    leaving = asyncio.create_task(leave())
+    with pytest.raises(BatchkitError) as left:
+        await job.run(clock=clock, endpoint=endpoint, stop=stop)
+    await leaving
+    assert left.value.summary["stop_reason"] == "left_at_once"
+    assert endpoint.in_flight == 0
+    summary = await job.run(clock=ManualClock(EPOCH + 1000))
+    assert summary["attempts"]["in_flight_at_kills"] == 3
+
+
+async def test_ids_stay_those_of_the_job_though_nothing_was_written_and_the_input_was_touched(
+    make_job,
+):
+    job = make_job(3)
+    refusing = ScriptedEndpoint(otherwise=lambda _: failure("key_refused", status=401))
+    with pytest.raises(EndpointRefused):
+        await job.run(endpoint=refusing, job_id=None)
+    os.utime(job.input)
+    endpoint = ScriptedEndpoint()
+    await job.run(endpoint=endpoint, job_id=None, clock=ManualClock(EPOCH + 1000))
+    (refused, first) = refusing.attempts[0], endpoint.attempts[0]
+    assert refused[0].index == first[0].index
+    assert refused[1].trace_id == first[1].trace_id
+
+
+async def test_fault_04_a_flipped_bit_in_failures_that_were_asked_again_is_found_as_well(make_job):
+    job = make_job(4)
+    await job.run(
+        endpoint=ScriptedEndpoint(otherwise=lambda _: failure("invalid_request", status=400)), limit=2
+    )
+    await job.run(retry_failed=True, limit=3, clock=ManualClock(EPOCH + 1000))
+    aside = job.output.with_name("results.errors.1.jsonl")
+    damaged = bytearray(aside.read_bytes())
+    damaged[300] ^= 1
+    aside.write_bytes(damaged)
+    with pytest.raises(JobDamaged, match=r"errors\.1\.jsonl is damaged"):
+        await job.run(clock=ManualClock(EPOCH + 2000))
 
 
 DIES_IN_A_WRITE = """

@@ -148,6 +148,8 @@ def test_fault_22_stdin_runs_and_going_on_needs_the_same_bytes_again_and_checks_
     assert "ends at line 11" in cut.err
     assert "an answer to line 12" in cut.err
     assert "ends at line 0" in command(*words, stdin=b"", code=4).err
+    assert "ends at line 5" in command(*words, "--limit", 8, stdin=b"".join(lines[:5]), code=4).err
+    command(*words, "--limit", 8, stdin=b"".join(lines[:9]))
     assert len(endpoint.received) == 12
 
 

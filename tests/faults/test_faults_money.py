@@ -10,7 +10,7 @@ import asyncio
 import json
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from decimal import Decimal
 from errno import ENOSPC
 from pathlib import Path
@@ -24,7 +24,7 @@ import batchkit
 from batchkit.formats.summary_text import render
 from batchkit.job import JobRun
 from batchkit.rules.tokens import count_prompt
-from batchkit.testing import FaultyDisk, ManualClock, ScriptedEndpoint
+from batchkit.testing import Crash, FaultyDisk, ManualClock, ScriptedEndpoint
 
 MODEL = "gpt-4o-mini"
 PER_PROMPT_TOKEN, PER_COMPLETION_TOKEN = Decimal("0.15e-6"), Decimal("0.60e-6")
@@ -510,6 +510,26 @@ async def test_fault_48_a_stream_has_a_cap_of_its_own():
         unknown = [record(0, model="no-such-model")]
         with pytest.raises(batchkit.MaxCostReached, match="no-such-model"):
             await ends(batchkit.stream(unknown, base_url=biller.base_url, max_cost=1))
+
+
+@pytest.mark.parametrize("step", range(3, 30, 2))
+async def test_fault_48_a_kill_before_anything_was_sent_costs_nothing(step, make_job):
+    job = make_job(3)
+
+    def kill(_what, number):
+        if number >= step and not endpoint.attempts:
+            raise Crash
+
+    clock = ManualClock()
+    endpoint = ScriptedEndpoint(clock=clock, latency_s=0.1)
+    with suppress(Crash, BaseExceptionGroup):
+        await job.run(FaultyDisk(kill), clock=clock, endpoint=endpoint, max_cost=1)
+    if endpoint.attempts:
+        return
+    summary = await job.run(clock=ManualClock(clock.time() + 10), max_cost=1)
+    assert summary["requests"]["succeeded"] == 3
+    # What was reserved when it was killed counts, and no more.
+    assert summary["cost"].get("maybe_cost", 0.0) < 0.1
 
 
 async def test_fault_48_a_full_disk_holds_back_what_is_not_written_down(make_job):

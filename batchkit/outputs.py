@@ -120,8 +120,8 @@ class JobPaths:
         except OSError:
             return
         raise UsageError(
-            f"{self.results} is no output of batchkit: it begins with {begun[:60].decode(errors='replace')!r}. Nothing in it "
-            "was changed. Name another file as the output."
+            f"{self.results} is no output of batchkit: no line in it is one of batchkit's. Nothing in it was changed. Name "
+            "another file as the output."
         )
 
     def superseded(self) -> list[Path]:

@@ -44,10 +44,12 @@ _SCANNED_BYTES: Final = 1 << 17
 _TOGETHER: Final = 64
 _TOGETHER_SIZE: Final = 1 << 20
 """So many lines are handed on together, or fewer once what may be long in them comes to this size."""
-_HEAD_BYTES: Final = 4096
+_LOOKED_AT_BYTES: Final = 64 << 20
+"""In so many bytes from the beginning of an output there is a line of ours, however damaged others are."""
+_SOMETHING: Final = re.compile(rb"[^\0\r\n\t ]")
 _SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
 """What the files beside an output have instead of it in their names."""
-_OF_ERRORS: Final = re.compile(r"(.+)\.errors(?:\.\d+)?\.jsonl")
+_OF_ERRORS: Final = re.compile(r"(.+)\.errors(?:\.\d+)?\.jsonl", re.DOTALL)
 _NAME_BYTES: Final = 200
 """File systems take 255; the files beside the output have longer names than it."""
 
@@ -99,30 +101,40 @@ class JobPaths:
         return self.beside(".lock")
 
     def refuse_foreign(self) -> None:
-        """Raise UsageError where the output is something else: a file of failures beside it, or what batchkit never wrote."""
-        of_errors = _OF_ERRORS.fullmatch(self.results.name)
-        for suffix in ("", *_SUFFIXES) if of_errors else ():
-            if of_errors and (job := self.results.with_name(of_errors[1] + suffix)).exists():
-                raise UsageError(f"{self.results} has failures of the job with the output {job}; name that")
+        """Raise UsageError where the output is something else: failures of another job, or what batchkit never wrote."""
+        self.refuse_failures()
         if not self.results.is_file():
             return  # whoever opens it says what it is
         try:
             with self.results.open("rb") as stream:
-                head = stream.read(_HEAD_BYTES)
-                # What a kill or a loss of power leaves of a first line may be its first bytes, or zeros.
-                begun = head.strip(b"\0\r\n\t ")
-                if LINE_BEGINS.startswith(begun[: len(LINE_BEGINS)]):
+                if _is_ours(stream.fileno()):
                     return
-                with mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
-                    # A line of ours may stand behind any damage.
-                    if content.find(LINE_ENDS) >= 0:
-                        return
-        except OSError:
+        except (OSError, ValueError):
             return
         raise UsageError(
             f"{self.results} is no output of batchkit: no line in it is one of batchkit's. Nothing in it was changed. Name "
             "another file as the output."
         )
+
+    def refuse_failures(self) -> None:
+        """Raise UsageError where the output holds the failures of another job, which stands beside it."""
+        of_errors = _OF_ERRORS.fullmatch(self.results.name)
+        if of_errors is None:
+            return
+        for suffix in ("", *_SUFFIXES):
+            job = JobPaths(self.results.with_name(of_errors[1] + suffix))
+            if job.results.is_file() and job.has_begun():
+                raise UsageError(
+                    f"{self.results} has failures of the job with the output {job.results}; name that"
+                )
+
+    def has_begun(self) -> bool:
+        """Whether a job was begun with this output, rather than that something else has its name."""
+        try:
+            with self.results.open("rb") as stream:
+                return stream.read(len(LINE_BEGINS)) == LINE_BEGINS or self.checkpoint.exists()
+        except OSError:
+            return False
 
     def superseded(self) -> list[Path]:
         """The failures of earlier tries, which were asked again since: `….errors.1.jsonl` and on."""
@@ -224,6 +236,19 @@ def together(lines: Iterable[OutputLine]) -> Iterator[list[OutputLine]]:
             some, held = [], 0
     if some:
         yield some
+
+
+def _is_ours(descriptor: int) -> bool:
+    """Whether a file may be an output in whatever state: empty, torn, cut, damaged."""
+    if not os.fstat(descriptor).st_size:
+        return True
+    with mmap(descriptor, 0, access=ACCESS_READ) as content:
+        # What a kill or a loss of power leaves of a first line may be its first bytes, or zeros.
+        first = _SOMETHING.search(content, 0, _LOOKED_AT_BYTES)
+        if first is None:
+            return True
+        begun = content[first.start() : first.start() + len(LINE_BEGINS)].rstrip(b"\0\r\n\t ")
+        return LINE_BEGINS.startswith(begun) or content.find(LINE_ENDS, 0, _LOOKED_AT_BYTES) >= 0
 
 
 def _damaged(path: Path, offset: int, error: BrokenLineError) -> JobDamaged:

@@ -142,7 +142,7 @@ def _blankness(part: bytes) -> bytes:
 class Source:
     """One input: a path, or `-` for stdin.
 
-    Raises UsageError where the input cannot be opened and RunStopped where it cannot be read on. `in_thread` does what
+    Raises UsageError where the input cannot be opened, and RunStopped where it cannot be read on (`lines`: UsageError). `in_thread` does what
     blocks beside the event loop.
     """
 

@@ -100,7 +100,9 @@ class Store:
                 raise UsageError(
                     f"the output {output} is not a regular file; name a file that batchkit may append to"
                 )
-            if not overwrite:
+            if overwrite:
+                paths.refuse_failures()
+            else:
                 paths.refuse_foreign()
             lock = _lock(paths.lock)
         except OSError as error:

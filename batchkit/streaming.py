@@ -169,8 +169,15 @@ async def stream(
     finally:
         if not working.done():
             working.cancel()
-            # Not awaited itself: its being cancelled and the caller's being so would look alike.
-            await asyncio.wait([working])
+            cancelled: asyncio.CancelledError | None = None
+            while not working.done():
+                try:
+                    # Not awaited itself: its being cancelled and the caller's being so would look alike.
+                    await asyncio.wait([working])
+                except asyncio.CancelledError as error:
+                    cancelled = error  # anyio cancels again and again
+            if cancelled is not None:
+                raise cancelled
             if not working.cancelled():
                 working.result()
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import orjson
 import pytest
 
@@ -318,6 +319,17 @@ async def test_a_caller_that_is_cancelled_while_its_stream_closes_ends_there(bas
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert not went_on
+
+
+async def test_a_stream_that_closes_under_repeated_cancellation_leaves_nothing_behind(base_url):
+    before = asyncio.all_tasks()
+    endless = (record(number) for number in itertools.count())
+    with anyio.CancelScope() as scope:
+        async with contextlib.aclosing(batchkit.stream(endless, base_url=base_url)) as outcomes:
+            async for _ in outcomes:
+                scope.cancel()
+    assert scope.cancelled_caught
+    assert asyncio.all_tasks() == before
 
 
 async def test_a_stream_raises_the_error_of_its_records_as_it_is(base_url):

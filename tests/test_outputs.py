@@ -167,8 +167,9 @@ def test_an_output_is_ours_in_whatever_state(content, tmp_path):
         b'{"id": "batch_req_67a1", "custom_id": "a", "response": {"status_code": 200}, "error": null}\n',
         b"%PDF-1.7",
         b"a,b\n" * 100_000,
+        bytes(40_000) + b"CD001",
     ],
-    ids=["input", "OpenAI's", "PDF", "CSV"],
+    ids=["input", "OpenAI's", "PDF", "CSV", "ISO"],
 )
 def test_a_file_that_batchkit_never_wrote_is_not_taken_for_an_output(content, tmp_path):
     path = tmp_path / "results.jsonl"
@@ -176,7 +177,7 @@ def test_a_file_that_batchkit_never_wrote_is_not_taken_for_an_output(content, tm
     with pytest.raises(UsageError, match="no output of batchkit") as refused:
         JobPaths(path).refuse_foreign()
     # It may be anything, a file of keys too.
-    assert content[:10].decode() not in str(refused.value)
+    assert content[-5:].decode() not in str(refused.value)
 
 
 def test_failures_of_a_job_are_no_output_of_their_own(tmp_path):
@@ -188,5 +189,10 @@ def test_failures_of_a_job_are_no_output_of_their_own(tmp_path):
         (tmp_path / job).write_bytes(line(0))
         with pytest.raises(UsageError, match="name that"):
             JobPaths(JobPaths(tmp_path / job).errors).refuse_foreign()
+    # A neighbour that is no job, as a job's own input, is no reason.
+    (tmp_path / "g.jsonl").write_bytes(b'{"messages": []}\n')
+    (tmp_path / "h.jsonl").mkdir()
+    for name in ("g.errors.jsonl", "h.errors.jsonl"):
+        JobPaths(tmp_path / name).refuse_foreign()
     for name in ("b.errors.jsonl", "a.errors.x.jsonl", ".errors.jsonl"):
         JobPaths(tmp_path / name).refuse_foreign()

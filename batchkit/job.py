@@ -498,7 +498,7 @@ class JobRun:
         elif cause is not None:
             state.status = "stopped"
             state.stop_reason = cause.code if isinstance(cause, RunStopped) else type(cause).__name__
-        if self._stop.abandoned.cancel_called:
+        if cause is not None and self._stop.abandoned.cancel_called:
             state.stop_reason = LEFT_AT_ONCE
         if self._spending is not None and not writer_failed:
             # Whoever cannot write it leaves more standing there than was spent, which is no danger.

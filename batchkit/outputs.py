@@ -110,7 +110,7 @@ class JobPaths:
                 if _is_ours(stream.fileno()):
                     return
         except (OSError, ValueError):
-            return
+            return  # it cannot be read, or was emptied meanwhile: whoever reads it says so
         raise UsageError(
             f"{self.results} is no output of batchkit: no line in it is one of batchkit's. Nothing in it was changed. Name "
             "another file as the output."

@@ -177,6 +177,10 @@ class Store:
         """Write failures whose requests stay open to the next `….errors.N.jsonl`, in one step. Raises OutputUnwritable."""
         target = self._next_superseded()
         self._replace(target, map(encode, lines))
+        try:
+            self._disk.sync_folder(target.parent)
+        except OSError as error:
+            raise _unwritable(target, error) from error
         return target
 
     def append(self, *lines: OutputLine) -> None:

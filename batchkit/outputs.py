@@ -11,6 +11,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Final
 
 from batchkit.errors import JobDamaged, UsageError
 from batchkit.formats.results import (
-    LINE_BEGINS,
+    BEGINNING_BYTES,
     LINE_ENDS,
     BrokenLineError,
     OutputLine,
+    begins_line,
     check_lines,
     decode,
     headed_lines,
@@ -62,13 +64,17 @@ class JobPaths:
 
     @classmethod
     def of(cls, output: str | os.PathLike[str]) -> JobPaths:
-        """The files of the job with this output. Raises UsageError for what cannot be a file's name."""
+        """The files of the job with this output. Raises UsageError for what cannot be a file's name, or in a closed folder."""
         path = Path(output)
         name = os.fsencode(path.name)
         if not path.name or path.name == ".." or b"\0" in os.fsencode(path) or len(name) > _NAME_BYTES:
             raise UsageError(
                 f"{str(path)[:100]!r} cannot be the name of an output; name a file, as results.jsonl"
             )
+        try:
+            path.exists()
+        except OSError as error:
+            raise UsageError(f"cannot look at {str(path)[:100]!r}: {error.strerror}") from error
         return cls(path)
 
     def beside(self, ending: str) -> Path:
@@ -101,28 +107,36 @@ class JobPaths:
         return self.beside(".lock")
 
     def refuse_foreign(self) -> None:
-        """Raise UsageError where the output is something else: failures of another job, or what batchkit never wrote."""
+        """Raise UsageError where the output is something else: failures of another job, or what batchkit never wrote.
+
+        So too where what has the name of its failures is none of ours, or where either cannot be read.
+        """
         self.refuse_failures()
-        if not self.results.is_file():
-            return  # whoever opens it says what it is
-        try:
-            with self.results.open("rb") as stream:
-                if _is_ours(stream.fileno()):
-                    return
-        except (OSError, ValueError):
-            return  # it cannot be read, or was emptied meanwhile: whoever reads it says so
-        raise UsageError(
-            f"{self.results} is no output of batchkit: no line in it is one of batchkit's. Nothing in it was changed. Name "
-            "another file as the output."
-        )
+        for path in (self.results, self.errors, *self.superseded()):
+            if not path.is_file():
+                continue  # whoever opens it says what it is
+            try:
+                with path.open("rb") as stream:
+                    if _is_ours(stream.fileno()):
+                        continue
+            except ValueError:
+                continue  # it was emptied meanwhile
+            except OSError as error:
+                raise UsageError(f"cannot read {path}: {error.strerror}") from error
+            name = "output" if path == self.results else f"file beside the output {self.results}"
+            raise UsageError(
+                f"{path} is no {name} of batchkit: no line in it is one of batchkit's. Nothing in it was changed. Name "
+                "another file as the output."
+            )
 
     def refuse_failures(self) -> None:
         """Raise UsageError where the output holds the failures of another job, which stands beside it."""
-        of_errors = _OF_ERRORS.fullmatch(self.results.name)
+        results = Path(os.path.realpath(self.results))
+        of_errors = _OF_ERRORS.fullmatch(results.name)
         if of_errors is None:
             return
         for suffix in ("", *_SUFFIXES):
-            job = JobPaths(self.results.with_name(of_errors[1] + suffix))
+            job = JobPaths(results.with_name(of_errors[1] + suffix))
             if job.results.is_file() and job.has_begun():
                 raise UsageError(
                     f"{self.results} has failures of the job with the output {job.results}; name that"
@@ -132,7 +146,8 @@ class JobPaths:
         """Whether a job was begun with this output, rather than that something else has its name."""
         try:
             with self.results.open("rb") as stream:
-                return stream.read(len(LINE_BEGINS)) == LINE_BEGINS or self.checkpoint.exists()
+                begun = stream.read(BEGINNING_BYTES)
+                return (bool(begun) and begins_line(begun)) or self.checkpoint.exists()
         except OSError:
             return False
 
@@ -177,13 +192,22 @@ def check_output(path: Path, start: int = 0, end: int | None = None) -> None:
             raise _damaged(path, offset + sum(map(len, lines[: error.at])), error) from error
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """While a file is read. That it does not exist is quiet. Raises JobDamaged where the disk does not give it."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise JobDamaged(
+            f"{path} cannot be read: {error.strerror}. Nothing in it was changed. Mend the disk, or restore the file from a copy."
+        ) from error
+
+
 def _pieces(path: Path, start: int, end: int | None) -> Iterator[tuple[int, list[bytes]]]:
     """A file's whole lines with their newlines, a few hundred at a time, and the byte where they begin."""
-    try:
-        stream = path.open("rb", buffering=_SCANNED_BYTES)
-    except FileNotFoundError:
-        return
-    with stream:
+    with _reading(path), path.open("rb", buffering=_SCANNED_BYTES) as stream:
         offset = stream.seek(start)
         if end is None:
             end = os.fstat(stream.fileno()).st_size
@@ -203,11 +227,7 @@ def read_output(path: Path, start: int = 0, end: int | None = None) -> Iterator[
     Reads without a lock, so also while a run is writing. A file that does not exist has no lines. Raises JobDamaged at a
     broken line.
     """
-    try:
-        stream = path.open("rb")
-    except FileNotFoundError:
-        return
-    with stream:
+    with _reading(path), path.open("rb") as stream:
         stream.seek(start)
         offset = start
         for line in stream:
@@ -247,8 +267,8 @@ def _is_ours(descriptor: int) -> bool:
         first = _SOMETHING.search(content, 0, _LOOKED_AT_BYTES)
         if first is None:
             return True
-        begun = content[first.start() : first.start() + len(LINE_BEGINS)].rstrip(b"\0\r\n\t ")
-        return LINE_BEGINS.startswith(begun) or content.find(LINE_ENDS, 0, _LOOKED_AT_BYTES) >= 0
+        begun = content[first.start() : first.start() + BEGINNING_BYTES].rstrip(b"\0\r\n\t ")
+        return begins_line(begun) or content.find(LINE_ENDS, 0, _LOOKED_AT_BYTES) >= 0
 
 
 def _damaged(path: Path, offset: int, error: BrokenLineError) -> JobDamaged:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from errno import EIO
+from pathlib import Path
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -140,6 +144,26 @@ def test_long_lines_are_handed_on_before_more_are_read(long):
     assert [len(part) for part in parts] == [1]
 
 
+class BrokenBehind:
+    """A file of which the disk gives one line."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stream.close()
+
+    def seek(self, offset):
+        return self._stream.seek(offset)
+
+    def __iter__(self):
+        yield self._stream.readline()
+        raise OSError(EIO, os.strerror(EIO))
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -165,11 +189,12 @@ def test_an_output_is_ours_in_whatever_state(content, tmp_path):
     [
         b'{"custom_id": "a", "body": {"messages": [{"role": "user", "content": "batch_req_"}]}}\n' * 3,
         b'{"id": "batch_req_67a1", "custom_id": "a", "response": {"status_code": 200}, "error": null}\n',
+        b'{"id":"batch_req_67923fb2e27881908df094a5093ae17d","custom_id":"a","response":null,"error":null}\n',
         b"%PDF-1.7",
         b"a,b\n" * 100_000,
         bytes(40_000) + b"CD001",
     ],
-    ids=["input", "OpenAI's", "PDF", "CSV", "ISO"],
+    ids=["input", "OpenAI's", "OpenAI's, compact", "PDF", "CSV", "ISO"],
 )
 def test_a_file_that_batchkit_never_wrote_is_not_taken_for_an_output(content, tmp_path):
     path = tmp_path / "results.jsonl"
@@ -178,11 +203,51 @@ def test_a_file_that_batchkit_never_wrote_is_not_taken_for_an_output(content, tm
         JobPaths(path).refuse_foreign()
     # It may be anything, a file of keys too.
     assert content[-5:].decode() not in str(refused.value)
+    for name in ("other.errors.jsonl", "other.errors.1.jsonl"):
+        beside = path.rename(tmp_path / name)
+        with pytest.raises(
+            UsageError, match=f"{name} is no file beside the output .*other.jsonl of batchkit"
+        ):
+            JobPaths(tmp_path / "other.jsonl").refuse_foreign()
+        path = beside
+
+
+def test_an_output_that_cannot_be_looked_at_is_wrong_usage(tmp_path):
+    with pytest.raises(UsageError, match="cannot look at .*: File name too long"):
+        JobPaths.of(tmp_path / ("a" * 300) / "results.jsonl")
+
+
+def test_an_output_that_cannot_be_read_is_said_to_be_one(tmp_path, monkeypatch):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(line(0) * 2)
+    reading = Path.open
+
+    def broken(self, *words, **flags):
+        raise OSError(EIO, os.strerror(EIO))
+
+    monkeypatch.setattr(Path, "open", broken)
+    with pytest.raises(UsageError, match="cannot read .*results.jsonl: Input/output error"):
+        JobPaths(path).refuse_foreign()
+    for read in (read_output, scan_output, lambda path: iter([check_output(path)])):
+        with pytest.raises(JobDamaged, match="results.jsonl cannot be read: Input/output error"):
+            next(read(path))
+
+    def broken_behind_one(self, *words, **flags):
+        stream = reading(self, *words, **flags)
+        monkeypatch.setattr(Path, "open", reading)
+        return BrokenBehind(stream)
+
+    monkeypatch.setattr(Path, "open", broken_behind_one)
+    lines = read_output(path)
+    assert next(lines).outcome.index == 0
+    with pytest.raises(JobDamaged, match="cannot be read"):
+        next(lines)
 
 
 def test_failures_of_a_job_are_no_output_of_their_own(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(line(0))
-    for name in ("a.errors.jsonl", "a.errors.12.jsonl"):
+    (tmp_path / "link.jsonl").symlink_to("a.errors.jsonl")
+    for name in ("a.errors.jsonl", "a.errors.12.jsonl", "link.jsonl"):
         with pytest.raises(UsageError, match=r"the output .*a\.jsonl; name that"):
             JobPaths(tmp_path / name).refuse_foreign()
     for job in ("c.ndjson", "d.json", "e.txt", "f"):

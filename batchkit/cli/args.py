@@ -176,6 +176,10 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
         values = _from_file(Path(args.settings))
         for name, value in values.items():
             _check(name, value, args.settings)
+    for variable, value in environ.items():
+        # One that is misspelt may have been meant as a limit of what the job costs.
+        if variable.startswith(_ENVIRONMENT_PREFIX) and value:
+            _refuse_unknown(variable.removeprefix(_ENVIRONMENT_PREFIX).lower(), variable)
     from_environment, typed = {}, {}
     for flag in _FLAGS.values():
         variable = _ENVIRONMENT_PREFIX + flag.name.upper()
@@ -270,15 +274,23 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"the settings file {path} is not TOML: {error}") from error
     values = {name.replace("-", "_"): value for name, value in table.items()}
     for name, value in values.items():
-        flag = _FLAGS.get(name)
-        if flag is None:
-            raise UsageError(f"{path}: there is no setting {name!r}; there are {', '.join(sorted(_FLAGS))}")
+        _refuse_unknown(name, str(path))
+        flag = _FLAGS[name]
         wanted = _types(flag)
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
             raise UsageError(f"{path}: {name} is {value!r}, which is not {_TYPE_WORDS[wanted]}")
         if flag.read is read_prices:
             values[name] = read_prices(str(value))
     return values
+
+
+def _refuse_unknown(name: str, source: str) -> None:
+    if name not in _FLAGS:
+        from difflib import get_close_matches  # noqa: PLC0415 - most commands do without
+
+        meant = get_close_matches(name, _FLAGS, n=1)
+        others = f"{meant[0]!r} is one" if meant else f"there are {', '.join(sorted(_FLAGS))}"
+        raise UsageError(f"{source}: there is no setting {name!r}; {others}")
 
 
 _TYPE_WORDS: dict[tuple[type, ...], str] = {

@@ -51,10 +51,12 @@ from batchkit.records import (
 )
 
 __all__ = [
+    "BEGINNING_BYTES",
     "LINE_BEGINS",
     "LINE_ENDS",
     "BrokenLineError",
     "OutputLine",
+    "begins_line",
     "check_lines",
     "decode",
     "encode",
@@ -66,6 +68,9 @@ __all__ = [
 ]
 
 LINE_BEGINS: Final = b'{"id":"batch_req_'
+BEGINNING_BYTES: Final = len(LINE_BEGINS) + 22
+"""So many of a line's bytes tell it from a line of OpenAI's, whose ids are as long as ours and hold no index."""
+_BEGUN: Final = re.compile(re.escape(LINE_BEGINS) + rb"(?:[0-9a-f]{0,15}|[0-9a-f]{16}0{0,6})")
 _BEGIN: Final = LINE_BEGINS + b'%b%016x","custom_id":%b,"response":'
 _END: Final = b',"error":%b,"batchkit":%b'
 _ANSWERED: Final = _BEGIN + b'{"status_code":%d,"request_id":%b,"body":%b}' + _END
@@ -180,6 +185,11 @@ def _job_digest(job_id: str) -> bytes:
 def is_whole(line: bytes) -> bool:
     """Whether a line, given without its newline, has the checksum it was written with."""
     return line[-_SEAL_SIZE:] == b',"crc32":"%08x"}}' % crc32(line[:-_SEAL_SIZE])
+
+
+def begins_line(begun: bytes) -> bool:
+    """Whether `begun`, no more than `BEGINNING_BYTES`, may be what is left of the beginning of a line."""
+    return LINE_BEGINS.startswith(begun) or _BEGUN.fullmatch(begun) is not None
 
 
 def check_lines(lines: Sequence[bytes]) -> None:

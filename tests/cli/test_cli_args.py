@@ -89,7 +89,7 @@ def test_a_setting_is_the_same_however_it_is_given(name, toml):
 
 def test_nothing_given_is_the_defaults():
     assert read() == Settings()
-    assert read(environ={"BATCHKIT_RPM": "", "HOME": "/"}) == Settings()
+    assert read(environ={"BATCHKIT_RPM": "", "BATCHKIT_OTHER": "", "HOME": "/"}) == Settings()
 
 
 def test_flags_win_over_the_environment_and_that_over_the_file(toml):
@@ -158,6 +158,9 @@ def test_set_takes_json(text, value):
         ([], {"BATCHKIT_SIMULATE": "maybe"}, ["BATCHKIT_SIMULATE", "true or false"]),
         ([], {"BATCHKIT_SET": "[1]"}, ["BATCHKIT_SET", "JSON object"]),
         ([], {"BATCHKIT_SET": "{"}, ["BATCHKIT_SET", "JSON object"]),
+        ([], {"BATCHKIT_MAX_COTS": "5"}, ["BATCHKIT_MAX_COTS", "no setting 'max_cots'", "'max_cost' is one"]),
+        ([], {"BATCHKIT_API_KEY": "5"}, ["BATCHKIT_API_KEY", "no setting 'api_key'"]),
+        ([], {"BATCHKIT_QQQ": "5"}, ["BATCHKIT_QQQ", "there are allow_growth, allow_http"]),
     ],
 )
 def test_a_wrong_value_names_where_it_came_from(argv, environ, words):
@@ -170,6 +173,7 @@ def test_a_wrong_value_names_where_it_came_from(argv, environ, words):
     ("text", "words"),
     [
         ("no_such = 1", ["no_such", "there is no setting", "concurrency"]),
+        ("concurency = 1", ["there is no setting 'concurency'", "'concurrency' is one"]),
         ("api_key = 'x'", ["api_key", "there is no setting"]),
         ("concurrency = '5'", ["concurrency", "whole number"]),
         ("concurrency = 5.0", ["concurrency", "whole number"]),

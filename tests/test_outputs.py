@@ -213,7 +213,7 @@ def test_a_file_that_batchkit_never_wrote_is_not_taken_for_an_output(content, tm
 
 
 def test_an_output_that_cannot_be_looked_at_is_wrong_usage(tmp_path):
-    with pytest.raises(UsageError, match="cannot look at .*: File name too long"):
+    with pytest.raises(UsageError, match=r"cannot look at .*: File name too long"):
         JobPaths.of(tmp_path / ("a" * 300) / "results.jsonl")
 
 
@@ -226,10 +226,10 @@ def test_an_output_that_cannot_be_read_is_said_to_be_one(tmp_path, monkeypatch):
         raise OSError(EIO, os.strerror(EIO))
 
     monkeypatch.setattr(Path, "open", broken)
-    with pytest.raises(UsageError, match="cannot read .*results.jsonl: Input/output error"):
+    with pytest.raises(UsageError, match=r"cannot read .*results\.jsonl: Input/output error"):
         JobPaths(path).refuse_foreign()
     for read in (read_output, scan_output, lambda path: iter([check_output(path)])):
-        with pytest.raises(JobDamaged, match="results.jsonl cannot be read: Input/output error"):
+        with pytest.raises(JobDamaged, match=r"results\.jsonl cannot be read: Input/output error"):
             next(read(path))
 
     def broken_behind_one(self, *words, **flags):

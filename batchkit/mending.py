@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from batchkit.errors import UsageError
+from batchkit.formats.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from batchkit.formats.results import LINE_BEGINS, BrokenLineError, OutputLine, decode
 from batchkit.outputs import JobPaths
 from batchkit.rules.progress import DoneIndexes
+from batchkit.state import JobState
 from batchkit.store import Store
 
 __all__ = ["repair"]
 
-_BEGINNING: Final = re.compile(re.escape(LINE_BEGINS))
+_BEGINNING: Final = re.compile(re.escape(LINE_BEGINS) + rb'[0-9a-f]{16}0{6}[0-9a-f]{10}","custom_id":')
 _END: Final = re.compile(rb',"crc32":"[0-9a-f]{8}"}}')
 _INDEX: Final = re.compile(rb'"batchkit":\{"index":(\d{1,15}),')
-_ID: Final = re.compile(rb'"batch_req_[0-9a-f]{16}([0-9a-f]{16})"')
+_ID: Final = re.compile(rb'"batch_req_[0-9a-f]{16}(0{6}[0-9a-f]{10})"')
+_NO_TEXT: Final = re.compile(rb"[\0-\x1f]")
+"""What stands nowhere within a line."""
 _SCRAP_BYTES: Final = 8
 """What is no longer than this was never a line: a newline that became something else."""
 
@@ -56,7 +62,8 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
         raise UsageError(f"there is no job with the output {path}: the file does not exist")
     store = Store.open(path)
     try:
-        job_id = next((piece.line.job_id for piece in _pieces(path) if piece.line is not None), None)
+        standing = _standing(store)
+        job_id = _job_of(path, standing)
         done = DoneIndexes()
 
         def belongs(line: OutputLine) -> bool:
@@ -66,8 +73,10 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
             return belongs(line) and done.add(line.outcome.index)
 
         gone = {
-            file: _sift(store, file, belongs_once if file in (path, store.paths.errors) else belongs)
-            for file in (path, store.paths.errors, *store.paths.superseded())
+            file: _sift(
+                store, standing, file, belongs_once if file in (path, store.paths.errors) else belongs
+            )
+            for file in store.paths.logs
         }
     finally:
         store.close()
@@ -96,10 +105,33 @@ def _is_told(piece: _Piece, done: DoneIndexes) -> bool:
         return True
     # One that claims the index of a line that stays has its damage there.
     indexes = _indexes(piece)
+    if _NO_TEXT.search(piece.data):
+        return False  # the newlines of others may be among what was written over
     return bool(indexes) and all(index not in done for index in indexes)
 
 
-def _sift(store: Store, path: Path, stays: Callable[[OutputLine], bool]) -> list[_Piece]:
+def _standing(store: Store) -> Checkpoint | None:
+    """What the checkpoint says of the job as a whole: a run whose first line is broken may be known from there alone."""
+    try:
+        state = JobState.of(decode_checkpoint(store.read_checkpoint() or b""))
+    except (ValueError, KeyError, TypeError):
+        return None
+    if state.status == "completed":
+        state.status = "interrupted"
+    return state.standing()
+
+
+def _job_of(path: Path, standing: Checkpoint | None) -> str | None:
+    """The job whose lines these are: that of the checkpoint, or of most of them."""
+    lines = Counter(piece.line.job_id for piece in _pieces(path) if piece.line is not None)
+    if standing is not None and standing.job_id in lines:
+        return standing.job_id
+    return max(lines, key=lines.__getitem__, default=None)
+
+
+def _sift(
+    store: Store, standing: Checkpoint | None, path: Path, stays: Callable[[OutputLine], bool]
+) -> list[_Piece]:
     """Take out of a file what is no line or does not stay, put it aside, and return it."""
     if not path.exists():
         return []
@@ -114,6 +146,10 @@ def _sift(store: Store, path: Path, stays: Callable[[OutputLine], bool]) -> list
         return []
     if leaving:
         store.put_aside(path, "damaged", b"\n".join(piece.data for piece in leaving))
+    if standing is None:
+        store.remove_checkpoint()
+    else:
+        store.replace(store.paths.checkpoint, encode_checkpoint(standing))
     offsets = {piece.offset for piece in leaving}
     store.rewrite(path, (piece.data + b"\n" for piece in _pieces(path) if piece.offset not in offsets))
     return leaving
@@ -135,11 +171,9 @@ def _pieces(path: Path) -> Iterator[_Piece]:
 def _within(data: bytes, offset: int) -> Iterator[_Piece]:
     """What can be read in the middle of bytes that are no line, and what lies around it."""
     at = 0
-    for beginning in _BEGINNING.finditer(data):
-        start = beginning.start()
-        if start < at:
-            continue
-        for end in _END.finditer(data, start):
+    starts = [beginning.start() for beginning in _BEGINNING.finditer(data)]
+    for start, following in pairwise([*starts, len(data)]):
+        for end in _END.finditer(data, start, following):
             try:
                 line = decode(data[start : end.end()])
             except BrokenLineError:

@@ -79,8 +79,11 @@ class JobPaths:
 
     def beside(self, ending: str) -> Path:
         """The file named like the output but for its ending: `results.jsonl` has `results.errors.jsonl` beside it."""
-        stem = self.results.stem if self.results.suffix in _SUFFIXES else self.results.name
-        return self.results.with_name(stem + ending)
+        return self.results.with_name(self._stem + ending)
+
+    @property
+    def _stem(self) -> str:
+        return self.results.stem if self.results.suffix in _SUFFIXES else self.results.name
 
     @property
     def errors(self) -> Path:
@@ -112,7 +115,7 @@ class JobPaths:
         So too where what has the name of its failures is none of ours, or where either cannot be read.
         """
         self.refuse_failures()
-        for path in (self.results, self.errors, *self.superseded()):
+        for path in self.logs:
             if not path.is_file():
                 continue  # whoever opens it says what it is
             try:
@@ -135,21 +138,32 @@ class JobPaths:
         of_errors = _OF_ERRORS.fullmatch(results.name)
         if of_errors is None:
             return
-        for suffix in ("", *_SUFFIXES):
-            job = JobPaths(results.with_name(of_errors[1] + suffix))
+        for name in _alike(of_errors[1]):
+            job = JobPaths(results.with_name(name))
             if job.results.is_file() and job.has_begun():
                 raise UsageError(
                     f"{self.results} has failures of the job with the output {job.results}; name that"
                 )
 
+    def refuse_neighbour(self) -> None:
+        """Raise UsageError where the output of another job is named alike but for its ending: they would share what is beside them."""
+        if self.results.exists() and self.results.stat().st_size:
+            return
+        for other in map(self.results.with_name, _alike(self._stem)):
+            if other != self.results and _begins_with_a_line(other):
+                raise UsageError(
+                    f"{other} is the output of another job, and the files beside {self.results} would have the names of "
+                    "those beside it; name another output"
+                )
+
     def has_begun(self) -> bool:
         """Whether a job was begun with this output, rather than that something else has its name."""
-        try:
-            with self.results.open("rb") as stream:
-                begun = stream.read(BEGINNING_BYTES)
-                return (bool(begun) and begins_line(begun)) or self.checkpoint.exists()
-        except OSError:
-            return False
+        return _begins_with_a_line(self.results) or self.checkpoint.exists()
+
+    @property
+    def logs(self) -> list[Path]:
+        """The files with lines: results, failures, and failures that were asked again."""
+        return [self.results, self.errors, *self.superseded()]
 
     def superseded(self) -> list[Path]:
         """The failures of earlier tries, which were asked again since: `….errors.1.jsonl` and on."""
@@ -256,6 +270,20 @@ def together(lines: Iterable[OutputLine]) -> Iterator[list[OutputLine]]:
             some, held = [], 0
     if some:
         yield some
+
+
+def _alike(stem: str) -> Iterator[str]:
+    """The names of all outputs that have the same files beside them."""
+    return (stem + suffix for suffix in ("", *_SUFFIXES))
+
+
+def _begins_with_a_line(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            begun = stream.read(BEGINNING_BYTES)
+    except OSError:
+        return False
+    return bool(begun) and begins_line(begun)
 
 
 def _is_ours(descriptor: int) -> bool:

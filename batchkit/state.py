@@ -222,14 +222,12 @@ class JobState:
             if self.run is None or line.run.started_at >= self.run.started_at:
                 self.run, self.is_untold = line.run, False
 
-    def meet_last_run(self, store: Store) -> None:
-        """Learn of a run that left no line, of which the checkpoint tells, even one that nothing else is taken from."""
-        with suppress(ValueError, KeyError, TypeError):
-            checkpoint = decode_checkpoint(store.read_checkpoint() or b"")
-            run = checkpoint.run
-            self.job_id = self.job_id or checkpoint.job_id
-            if run is not None and (self.run is None or run.started_at > self.run.started_at):
-                self.run, self.is_untold = run, True
+    def meet_last_run(self, checkpoint: Checkpoint) -> None:
+        """Learn of a run that left no line, of which a checkpoint tells, even one that nothing else is taken from."""
+        run = checkpoint.run
+        self.job_id = self.job_id or checkpoint.job_id
+        if run is not None and (self.run is None or run.started_at > self.run.started_at):
+            self.run, self.is_untold = run, True
 
     def is_unchanged(self, line: Line) -> bool:
         """Whether a line is done already. Raises JobMismatch if it is, but not as it stands in the input now."""
@@ -301,7 +299,8 @@ def load_for_run(
         store.mend()
         state.unadded = (state.scan(store.paths.results, tell), state.scan(store.paths.errors, tell))
         state.audit = Audit(store.paths.results, *store.sizes, add_up=True)
-    state.meet_last_run(store)
+    with suppress(ValueError, KeyError, TypeError):
+        state.meet_last_run(decode_checkpoint(store.read_checkpoint() or b""))
     return state
 
 
@@ -405,6 +404,8 @@ def read_state(
         starts = (checkpoint.results_bytes, checkpoint.errors_bytes)
     for path, start in zip((paths.results, paths.errors), starts, strict=True):
         state.fold(read_output(path, start))
+    if checkpoint is not None:
+        state.meet_last_run(checkpoint)
     if state.total is None and state.run is not None:
         state.total = _count_again(state.run)
     if not held and lock_holder(paths) is not None:

@@ -18,6 +18,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Final
 
@@ -100,6 +101,7 @@ class Store:
                 raise UsageError(
                     f"the output {output} is not a regular file; name a file that batchkit may append to"
                 )
+            paths.refuse_neighbour()
             if overwrite:
                 paths.refuse_failures()
             else:
@@ -110,6 +112,8 @@ class Store:
         try:
             if overwrite:
                 _move_aside(paths, disk)
+            else:
+                _move_out_of_the_way(paths, disk)
             store = cls(paths, lock, disk)
             # A file that is not in its folder on the disk is lost with the power, however well it was synced itself.
             disk.sync_folder(output.parent)
@@ -233,12 +237,11 @@ class Store:
         self._replace(path, pieces)
 
     def rewrite(self, path: Path, lines: Iterable[bytes]) -> None:
-        """Put `lines`, which may be read from the file itself, in place of a file of output lines.
+        """Put `lines`, which may be read from the file itself, in place of a file of output lines, wherever a link leads to.
 
-        The checkpoint, which counts the old ones, goes first; nothing may be appended afterwards. Raises OutputUnwritable.
+        No checkpoint may count the old ones any more, and nothing may be appended afterwards. Raises OutputUnwritable.
         """
-        self.remove_checkpoint()
-        self._replace(path, lines)
+        self._replace(Path(os.path.realpath(path)), lines)
 
     def put_aside(self, path: Path, why: str, data: bytes) -> Path:
         """Append what was found in `path` to `<path>.<why>-<time>`, and return that. Raises OutputUnwritable."""
@@ -400,11 +403,30 @@ def _unlock(path: Path, descriptor: int, disk: Disk) -> None:
 
 def _move_aside(paths: JobPaths, disk: Disk) -> None:
     """Rename the job's files, the results last: until then what stands is the old job, not a part of it."""
-    ending = time.strftime(".old-%Y%m%d-%H%M%S")
     derived = (paths.checkpoint, paths.summary, paths.report)
-    for path in (*derived, *reversed(paths.superseded()), paths.errors, paths.results, paths.spending):
+    _rename(disk, *derived, *reversed(paths.superseded()), paths.errors, paths.results, paths.spending)
+
+
+def _move_out_of_the_way(paths: JobPaths, disk: Disk) -> None:
+    """Rename what has the names of a summary and a report though no job was begun here."""
+    if not (paths.checkpoint.exists() or any(map(_has_bytes, paths.logs))):
+        _rename(disk, paths.summary, paths.report)
+
+
+def _has_bytes(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _rename(disk: Disk, *paths: Path) -> None:
+    """Give files `….old-<time>` as their names, all with the same ending, and one that none of them took before."""
+    now = time.strftime(".old-%Y%m%d-%H%M%S")
+    for ending in chain((now,), (f"{now}-{number}" for number in count(2))):
+        targets = {path: path.with_name(path.name + ending) for path in paths}
+        if not any(target.exists() for target in targets.values()):
+            break
+    for path, target in targets.items():
         if path.exists():
-            disk.rename(path, path.with_name(path.name + ending))
+            disk.rename(path, target)
 
 
 def _last_line(descriptor: int, size: int) -> bytes:

@@ -221,6 +221,45 @@ def test_overwrite_moves_the_old_files_aside(output):
     }
 
 
+def test_overwrite_keeps_the_old_files_however_often_it_is_asked_for(output):
+    for index in range(5):
+        store = Store.open(output, overwrite=True)
+        store.append(line(index))
+        if index == 0:
+            store.append(line(9, FAILED))
+        store.close()
+    kept = {path.name: path.read_bytes() for path in output.parent.glob("results.jsonl.old-*")}
+    assert sorted(kept.values()) == [text(index) for index in range(4)]
+    # What belongs together has the same ending.
+    [failed] = (path for path in output.parent.glob("results.errors.jsonl.old-*") if path.stat().st_size)
+    assert kept[failed.name.replace(".errors", "")] == text(0)
+
+
+def test_what_has_the_name_of_a_summary_before_there_is_a_job_is_moved_and_not_written_over(output):
+    paths = JobPaths(output)
+    paths.report.write_bytes(b"mine")
+    for content in (b"the job's", b"the job's, later"):
+        store = Store.open(output)
+        store.append(line(len(content)))
+        store.replace(paths.report, content)
+        store.close()
+    [mine] = output.parent.glob("results.report.html.old-*")
+    assert mine.read_bytes() == b"mine"
+    assert paths.report.read_bytes() == b"the job's, later"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_output_that_would_share_the_files_of_another_is_refused(overwrite, output):
+    fill(output)
+    for name in ("results.json", "results.ndjson", "results"):
+        with pytest.raises(UsageError, match=r"results\.jsonl is the output of another job"):
+            Store.open(output.with_name(name), overwrite=overwrite)
+        assert not output.with_name(name).exists()
+    # What is no job's, as an input, is no reason.
+    output.with_name("more.jsonl").write_bytes(b'{"messages":[]}\n')
+    Store.open(output.with_name("more"), overwrite=overwrite).close()
+
+
 def test_superseded_failures_move_to_the_next_number_and_take_the_checkpoint_with_them(output):
     fill(output)
     store = Store.open(output)

@@ -1,8 +1,12 @@
 """Repair: damage is moved aside byte for byte, whatever can be read stays, and the next run asks for what is gone."""
 
 import pytest
+from msgspec.structs import replace
 
-from batchkit.errors import JobDamaged, JobLocked
+import batchkit
+from batchkit import mending
+from batchkit.errors import JobDamaged, JobLocked, JobMismatch
+from batchkit.formats.results import decode, encode
 from batchkit.mending import repair
 from batchkit.outputs import read_output
 from batchkit.store import Store
@@ -109,6 +113,86 @@ async def test_bytes_that_were_never_a_line_are_moved_aside_wherever_they_stand(
     before = done.billed
     await done.run()
     assert done.billed == before
+
+
+async def test_a_line_of_another_job_goes_wherever_it_stands_and_however_few_are_left_of_ones_own(
+    done,
+):
+    stood = done.output.read_bytes()
+    other = encode(replace(next(iter(read_output(done.output))), job_id="other", run=None))
+    done.output.write_bytes(other + stood)
+    found = repair(done.output)
+    assert done.output.read_bytes() == stood
+    assert aside(done) == [other]
+    assert found["kept"] == 4
+
+
+async def test_the_checkpoint_knows_whose_lines_they_are(make_job):
+    job = make_job(2)
+    await job.run()
+    stood = job.output.read_bytes()
+    line = replace(next(iter(read_output(job.output))), job_id="other", run=None)
+    job.output.write_bytes(encode(line) * 3 + stood)
+    repair(job.output)
+    assert job.output.read_bytes() == stood
+
+
+async def test_what_the_last_run_was_started_with_outlives_the_line_that_told_of_it(make_job):
+    job = make_job(4)
+    summary = await job.run(prices={"gpt-4o-mini": {"prompt": 50, "completion": 50}})
+    first = lines(job)[0]
+    job.output.write_bytes(job.output.read_bytes().replace(b'"run":{', b'"ran":{'))
+    assert repair(job.output)["asked_again"] == [first[0]]
+    told = batchkit.status(job.output)
+    assert (told["status"], told["requests"]["pending"]) == ("interrupted", 1)
+    for look in (batchkit.status, batchkit.report):
+        again = look(job.output)
+        assert again["job_id"] == summary["job_id"]
+        assert again["cost"]["total"] == pytest.approx(summary["cost"]["total"] * 3 / 4)
+    with pytest.raises(JobMismatch, match="another model and body defaults"):
+        await job.run(set={"temperature": 0})
+
+
+async def test_where_a_link_leads_to_is_what_is_repaired(done):
+    target = done.output.rename(done.output.parent.with_name("elsewhere.jsonl"))
+    done.output.symlink_to(target)
+    stood = lines(done)
+    target.write_bytes(b"x" * 20 + b"\n" + b"".join(line for _, line in stood))
+    repair(done.output)
+    assert done.output.is_symlink()
+    assert lines(done) == stood
+
+
+async def test_what_was_written_over_newlines_does_not_say_how_many_lines_are_gone(done):
+    data = bytearray(done.output.read_bytes())
+    stood = lines(done)
+    begin = len(stood[0][1]) + 200
+    until = len(stood[0][1]) + len(stood[1][1]) + len(stood[2][1]) - 10
+    data[begin:until] = bytes(until - begin)
+    done.output.write_bytes(data)
+    found = repair(done.output)
+    assert found["kept"] == 2
+    assert not found["complete"]
+
+
+async def test_the_ids_of_lines_that_openai_wrote_are_no_indexes(done):
+    foreign = (
+        b'{"id":"batch_req_67923fb2e27881908df094a5093ae17d","custom_id":"a","response":null,"error":null}\n'
+    )
+    done.output.write_bytes(done.output.read_bytes() + foreign)
+    found = repair(done.output)
+    assert [piece["index"] for piece in found["moved"]] == [None]
+    assert (found["kept"], found["asked_again"], found["complete"]) == (4, [], False)
+
+
+async def test_lines_that_are_joined_and_broken_are_each_read_once(done, monkeypatch):
+    broken = b"".join(line[:-12] + b'00000000"}}' for _, line in lines(done)).replace(b"\n", b"")
+    tried = []
+    monkeypatch.setattr(mending, "decode", lambda line: tried.append(len(line)) or decode(line))
+    done.output.write_bytes(broken * 50 + b"\n" + done.output.read_bytes())
+    assert repair(done.output)["kept"] == 4
+    # The file is gone through three times.
+    assert sum(tried) <= 8 * done.output.stat().st_size + 8 * 50 * len(broken)
 
 
 async def test_a_job_without_damage_is_left_as_it_is(done):

@@ -191,7 +191,8 @@ class JobRun:
             reopened = await self._clock.in_thread(lambda: reopen_failures(self._store, self._identity))
             if reopened is not None:
                 self._state = state = reopened
-                self._asks_again = state.ended[0] > 0
+        # What was asked again before, and is still open, failed before.
+        self._asks_again = state.superseded > 0 and state.ended[0] > 0
         self._job_id = settings.job_id or state.job_id or new_job_id(self._header.started_at)
         state.job_id = self._job_id
         state.limit = settings.limit

@@ -162,6 +162,9 @@ class Source:
             return InputIdentity("-")
         try:
             status = os.stat(self.path)  # noqa: PTH116 - one call, no object
+            if stat.S_ISREG(status.st_mode):
+                # Before anything is made beside an output that has nothing to answer.
+                os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise UsageError(f"cannot read the input {self.path[:200]!r}: {why}") from error

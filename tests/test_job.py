@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 from collections.abc import AsyncIterator
+from errno import EACCES
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import orjson
 import pytest
 
 import batchkit
+from batchkit.errors import UsageError
 from batchkit.simulator.server import Simulator
 from batchkit.simulator.settings import SimulatorSettings
 
@@ -148,6 +151,20 @@ async def test_a_group_that_cannot_be_meant_is_wrong_usage(base_url, requests, t
     await batchkit.arun(requests, output, base_url=base_url, progress="off", limit=1)
     with pytest.raises(batchkit.UsageError, match=r"by is metadata\.KEY"):
         batchkit.report(output, by=by)
+
+
+def test_an_input_that_cannot_be_read_leaves_no_job_behind(base_url, requests, tmp_path, monkeypatch):
+    opening = os.open
+
+    def locked(path, *words, **flags):
+        if str(path) == str(requests):
+            raise PermissionError(EACCES, os.strerror(EACCES))
+        return opening(path, *words, **flags)
+
+    monkeypatch.setattr(os, "open", locked)
+    with pytest.raises(UsageError, match=r"cannot read the input .*Permission denied"):
+        batchkit.run(requests, tmp_path / "out" / "results.jsonl", base_url=base_url)
+    assert not (tmp_path / "out").exists()
 
 
 async def test_status_tells_what_the_files_tell(base_url, requests, tmp_path):

@@ -187,7 +187,9 @@ class Judge:
     def no_tls(self) -> Failure:
         """There is somebody, but no TLS."""
         return Failure(
-            FailureKind.CONNECTION_ERROR, "tls_failed", f"no TLS connection to {self._host} came about"
+            FailureKind.CONNECTION_ERROR,
+            "tls_failed",
+            f"no TLS connection to {self._host} came about; is it http:// after all?",
         )
 
     def unreachable(self, error: OSError) -> Failure:

@@ -79,7 +79,8 @@ def parse_line(
     try:
         record = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        return BadLine(line.index, _line_id(line.index), BAD_LINE_CODE, f"not valid JSON: {error}", checksum)
+        message = f"not valid JSON: {error}{_what_else(raw)}"
+        return BadLine(line.index, _line_id(line.index), BAD_LINE_CODE, message, checksum)
     return parse_record(record, line.index, defaults, checksum, address)
 
 
@@ -157,6 +158,16 @@ def read_body(raw: bytes, defaults: Mapping[str, Any]) -> dict[str, Any] | None:
     except (_Bad, orjson.JSONDecodeError):
         return None
     return body
+
+
+def _what_else(raw: bytes) -> str:
+    """What a line that is no JSON looks like, if it looks like what people give for JSONL."""
+    start = raw[:100]
+    if 0.4 * len(start) <= start.count(b"\0") <= 0.6 * len(start):
+        return "; it looks like UTF-16: save the input as UTF-8"
+    if raw[:1] != b"{" or raw == b"{":
+        return "; JSONL has one whole JSON object in each line"
+    return ""
 
 
 def _line_id(index: int) -> str:

@@ -91,6 +91,12 @@ def test_failures_that_fail_alike_again_do_not_end_the_run_that_asks_them(
         0,
     )
     assert again["attempts"]["total"] == 1 + 2 * REQUESTS
+    # Nor the next, which asks what such a run has left open.
+    words = ["--retry-failed", "--max-failures", 5, "--concurrency", 1]
+    stopped = command("run", requests, *to, *words, code=3).json
+    assert stopped["requests"]["pending"] > 20
+    again = command("run", requests, *to, code=1).json
+    assert (again["status"], again["requests"]["pending"]) == ("completed", 0)
 
 
 def test_overwrite_moves_the_old_files_aside(command, files, write_requests, to):

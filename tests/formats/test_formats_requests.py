@@ -101,6 +101,29 @@ def test_metadata_is_bounded():
     assert request({"metadata": {"k" * 129: "1", "k" * 128: "2"}, "body": BODY}).metadata == {"k" * 128: "2"}
 
 
+UTF_16 = "it looks like UTF-16: save the input as UTF-8"
+JSONL = "JSONL has one whole JSON object in each line"
+
+
+@pytest.mark.parametrize(
+    ("raw", "hint"),
+    [
+        ('{"messages":[]}\n'.encode("utf-16").splitlines()[0], UTF_16),
+        ('{"messages":[]}'.encode("utf-16-be"), UTF_16),
+        (b"prompt,answer", JSONL),
+        (b"[", JSONL),
+        (b"{", JSONL),
+        (b'"messages": [', JSONL),
+        (bytes(200), JSONL),
+        (b'{"messages":[{', ""),
+    ],
+)
+def test_a_line_that_is_no_json_is_told_what_it_looks_like(raw, hint):
+    bad = parse_line(Line(0, 0, raw), {})
+    assert bad.message.startswith("not valid JSON: ")
+    assert bad.message.partition("; ")[2] == hint
+
+
 def test_a_bad_line_keeps_what_it_says_of_itself():
     parsed = read({"body": {**BODY, "stream": True, "metadata": {"team": "blue"}}})
     assert isinstance(parsed, BadLine)

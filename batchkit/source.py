@@ -157,8 +157,9 @@ class Source:
         return self.path == "-"
 
     def identify(self) -> InputIdentity:
-        """Path, size and time of change, as they are now."""
+        """Path, size and time of change, as they are now. Raises UsageError where it cannot be read."""
         if self.is_stdin:
+            _stdin()
             return InputIdentity("-")
         try:
             status = os.stat(self.path)  # noqa: PTH116 - one call, no object

@@ -271,7 +271,9 @@ def test_an_input_is_told_by_path_size_and_time(tmp_path, monkeypatch):
     assert source.identify() == InputIdentity(source.path, 3, status.st_mtime_ns)
     monkeypatch.chdir(tmp_path)
     assert Source("in.jsonl").identify() == source.identify()
-    assert Source("-").identify() == InputIdentity("-")
+    with Path(os.devnull).open() as empty:
+        monkeypatch.setattr(sys, "stdin", empty)
+        assert Source("-").identify() == InputIdentity("-")
     os.mkfifo(tmp_path / "pipe")
     assert Source(str(tmp_path / "pipe")).identify() == InputIdentity(str(tmp_path / "pipe"))
 
@@ -318,8 +320,9 @@ def test_nothing_on_stdin_is_an_empty_input():
 
 def test_without_a_stdin_there_is_a_sentence(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(UsageError, match="no standard input"):
-        list(Source("-").lines())
+    for read in (Source("-").identify, lambda: list(Source("-").lines())):
+        with pytest.raises(UsageError, match="no standard input"):
+            read()
 
 
 class _Stdin:

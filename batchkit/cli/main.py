@@ -99,7 +99,8 @@ def _open_standard_streams() -> None:
         except OSError:
             # The lowest free descriptor is this one: those below were looked at before.
             os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False))  # noqa: SIM115
+            if name != "stdin":  # to read it is an error, and not an empty input
+                setattr(sys, name, open(descriptor, "w", closefd=False))  # noqa: SIM115
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:

@@ -279,6 +279,22 @@ def test_fault_42_a_closed_stdout_or_stderr_is_quiet_and_costs_no_answer(
     files.assert_summary_is_a_fold(files.summary, 20)
 
 
+@pytest.mark.parametrize("words", ["run - -o {} --simulate", "validate -", "estimate -"])
+def test_fault_42_a_closed_stdin_is_not_an_empty_input(words, command, tmp_path):
+    argv = f"exec {sys.executable} -m batchkit {words.format(tmp_path / 'out.jsonl')} 0<&-"
+    done = subprocess.run(
+        ["/bin/sh", "-c", argv],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        cwd=command.folder,
+        env=command.environ,
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"there is no standard input to read; name a file" in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 # --- clocks --------------------------------------------------------------------------------------------------------
 
 

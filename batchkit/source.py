@@ -166,6 +166,7 @@ class Source:
             if stat.S_ISREG(status.st_mode):
                 # Before anything is made beside an output that has nothing to answer.
                 os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+            whole_path = os.path.abspath(self.path)  # noqa: PTH100 - a string
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise UsageError(f"cannot read the input {self.path[:200]!r}: {why}") from error
@@ -173,7 +174,7 @@ class Source:
             raise UsageError(f"the input {self.path} is a folder; name the JSONL file in it")
         if not stat.S_ISREG(status.st_mode):
             return InputIdentity(self.path)
-        return InputIdentity(os.path.abspath(self.path), status.st_size, status.st_mtime_ns)  # noqa: PTH100 - a string
+        return InputIdentity(whole_path, status.st_size, status.st_mtime_ns)
 
     async def batches(self, index: int = 0, offset: int = 0, *, least: int = 1) -> AsyncGenerator[list[Line]]:
         """The lines from the one at `index`, which begins at byte `offset`, some at a time.

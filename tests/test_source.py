@@ -265,6 +265,15 @@ def test_a_missing_file_and_a_folder_are_wrong_usage(tmp_path):
         list(Source(str(tmp_path / "none")).lines())
 
 
+def test_an_input_that_a_lost_folder_leads_to_cannot_be_read(tmp_path, monkeypatch):
+    written(tmp_path, b"{}\n")
+    (tmp_path / "lost").mkdir()
+    monkeypatch.chdir(tmp_path / "lost")
+    (tmp_path / "lost").rmdir()
+    with pytest.raises(UsageError, match="cannot read the input"):
+        Source("../in.jsonl").identify()
+
+
 def test_an_input_is_told_by_path_size_and_time(tmp_path, monkeypatch):
     source = written(tmp_path, b"{}\n")
     status = Path(source.path).stat()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import gc
 import os
 import signal
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from batchkit.cli.memory import keep_freed_memory, rare_collections
 from batchkit.cli.redaction import keys_hidden
-from batchkit.errors import BatchkitError, Interrupted
+from batchkit.errors import BatchkitError, Interrupted, RunStopped
 from batchkit.version import __version__
 
 if TYPE_CHECKING:
@@ -88,6 +89,14 @@ def _run_command(args: argparse.Namespace) -> int:
         # An endpoint's own words may stand in it, and those may be meant for the terminal.
         _say(f"batchkit: {printable(str(error))}", sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        _say(
+            f"batchkit: {error.strerror}. Allow more with `ulimit -n`; the same command goes on from here.",
+            sys.stderr,
+        )
+        return RunStopped.exit_code
     return code
 
 

@@ -279,6 +279,20 @@ def test_fault_42_a_closed_stdout_or_stderr_is_quiet_and_costs_no_answer(
     files.assert_summary_is_a_fold(files.summary, 20)
 
 
+def test_files_that_are_too_many_to_be_open_are_said_to_be_that(command, write_requests, tmp_path):
+    argv = f"ulimit -n 16; exec {sys.executable} -m batchkit run {write_requests(3)} -o {tmp_path / 'out.jsonl'} --simulate"
+    done = subprocess.run(
+        ["/bin/sh", "-c", argv],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        cwd=command.folder,
+        env=command.environ,
+    )
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert done.stderr.startswith(b"batchkit: Too many open files. Allow more with `ulimit -n`")
+
+
 @pytest.mark.parametrize("words", ["run - -o {} --simulate", "validate -", "estimate -"])
 def test_fault_42_a_closed_stdin_is_not_an_empty_input(words, command, tmp_path):
     argv = f"exec {sys.executable} -m batchkit {words.format(tmp_path / 'out.jsonl')} 0<&-"

@@ -38,7 +38,7 @@ def choose_base_url(settings: Settings, credentials: Credentials) -> str:
             "PORTKEY_API_KEY or OPENAI_API_KEY, or try the job for free with --simulate"
         )
     _refuse_misplaced_keys(settings, base_url, credentials)
-    return _checked(base_url.rstrip("/"), allow_http=settings.allow_http)
+    return _checked(base_url.strip().rstrip("/"), allow_http=settings.allow_http)
 
 
 def choose_proxy(settings: Settings, credentials: Credentials, base_url: str) -> Proxy | None:
@@ -65,7 +65,7 @@ def _refuse_misplaced_keys(settings: Settings, base_url: str, credentials: Crede
 
 
 def _checked(base_url: str, *, allow_http: bool) -> str:
-    """The URL, if it is one to send to. No message repeats it: what stands in a wrong place may be a key."""
+    """The URL, if it is one to send to, spelled as all spell it. No message repeats it: what stands in a wrong place may be a key."""
     try:
         parts = urlsplit(base_url)
         host = parts.hostname
@@ -88,7 +88,8 @@ def _checked(base_url: str, *, allow_http: bool) -> str:
         raise UsageError(
             f"http to {host} would send requests and keys in clear text; use https, or --allow-http if that is meant"
         )
-    return base_url
+    # A job goes on with the endpoint that it began with.
+    return parts._replace(netloc=parts.netloc.lower()).geturl()
 
 
 def _is_near(host: str) -> bool:

@@ -67,7 +67,9 @@ class JobPaths:
         """The files of the job with this output. Raises UsageError for what cannot be a file's name, or in a closed folder."""
         path = Path(output)
         name = os.fsencode(path.name)
-        if not path.name or path.name == ".." or b"\0" in os.fsencode(path) or len(name) > _NAME_BYTES:
+        is_folder = os.fsencode(output).endswith(b"/") or path.name in ("", "..")
+        # "-" is not stdout: the files beside the output belong to it.
+        if is_folder or path.name == "-" or b"\0" in os.fsencode(path) or len(name) > _NAME_BYTES:
             raise UsageError(
                 f"{str(path)[:100]!r} cannot be the name of an output; name a file, as results.jsonl"
             )

@@ -212,6 +212,12 @@ def test_a_file_that_batchkit_never_wrote_is_not_taken_for_an_output(content, tm
         path = beside
 
 
+@pytest.mark.parametrize("name", ["", "/", ".", "..", "new/", "-", "a\0b", "a" * 201])
+def test_what_is_no_name_for_a_file_is_wrong_usage(name):
+    with pytest.raises(UsageError, match=r"cannot be the name of an output; name a file, as results\.jsonl"):
+        JobPaths.of(name)
+
+
 def test_an_output_that_cannot_be_looked_at_is_wrong_usage(tmp_path):
     with pytest.raises(UsageError, match=r"cannot look at .*: File name too long"):
         JobPaths.of(tmp_path / ("a" * 300) / "results.jsonl")

@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from batchkit.errors import UsageError
-from batchkit.formats.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
+from batchkit.formats.checkpoint import (
+    Checkpoint,
+    decode_checkpoint,
+    decode_standing,
+    encode_checkpoint,
+)
 from batchkit.formats.results import LINE_BEGINS, BrokenLineError, OutputLine, decode
 from batchkit.outputs import JobPaths
 from batchkit.rules.progress import DoneIndexes
@@ -52,7 +57,8 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
 
     `offset` is where the bytes stood; `index` is None where it could not be read. `kept` counts the lines of results and
     failures that stay. `asked_again` are the requests whose only line was moved, as far as their indexes could be read;
-    `complete` is false where some could not. Files without damage are left untouched.
+    `complete` is false where some could not, and where a file is shorter than its checkpoint says. Files without damage are
+    left untouched.
 
     Raises UsageError where there is no such job, JobLocked while a run is working on it, OutputUnwritable where there is no
     room for the repaired file beside the damaged one.
@@ -62,6 +68,7 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
         raise UsageError(f"there is no job with the output {path}: the file does not exist")
     store = Store.open(path)
     try:
+        is_short = _is_short(store)
         standing = _standing(store)
         job_id = _job_of(path, standing)
         done = DoneIndexes()
@@ -95,7 +102,8 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
         "moved": moved,
         "kept": len(done),
         "asked_again": sorted(index for index in lost if index not in done),
-        "complete": all(_is_told(piece, done) for file in (path, store.paths.errors) for piece in gone[file]),
+        "complete": not is_short
+        and all(_is_told(piece, done) for file in (path, store.paths.errors) for piece in gone[file]),
     }
 
 
@@ -108,6 +116,15 @@ def _is_told(piece: _Piece, done: DoneIndexes) -> bool:
     if _NO_TEXT.search(piece.data):
         return False  # the newlines of others may be among what was written over
     return bool(indexes) and all(index not in done for index in indexes)
+
+
+def _is_short(store: Store) -> bool:
+    try:
+        standing = decode_standing(store.read_checkpoint() or b"")
+    except ValueError:
+        return False
+    results_bytes, errors_bytes = store.sizes
+    return results_bytes < standing.results_bytes or errors_bytes < standing.errors_bytes
 
 
 def _standing(store: Store) -> Checkpoint | None:

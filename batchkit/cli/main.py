@@ -350,7 +350,7 @@ def _repair(args: argparse.Namespace) -> int:
         _say("the next run asks again: " + ", ".join(map(str, found["asked_again"])))
     if not found["complete"]:
         _say(
-            "some of what was moved does not say whose answer it was; the next run asks those requests again as well"
+            "some of what is gone does not say whose answer it was; the next run asks those requests again as well"
         )
     return 0
 

@@ -153,6 +153,14 @@ async def test_what_the_last_run_was_started_with_outlives_the_line_that_told_of
         await job.run(set={"temperature": 0})
 
 
+async def test_an_output_that_was_cut_behind_a_line_is_not_complete(make_job):
+    job = make_job(4)
+    await job.run()
+    job.output.write_bytes(b"".join(line for _, line in lines(job)[:2]))
+    found = repair(job.output)
+    assert (found["moved"], found["kept"], found["complete"]) == ([], 2, False)
+
+
 async def test_where_a_link_leads_to_is_what_is_repaired(done):
     target = done.output.rename(done.output.parent.with_name("elsewhere.jsonl"))
     done.output.symlink_to(target)

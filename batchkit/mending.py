@@ -57,8 +57,8 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
 
     `offset` is where the bytes stood; `index` is None where it could not be read. `kept` counts the lines of results and
     failures that stay. `asked_again` are the requests whose only line was moved, as far as their indexes could be read;
-    `complete` is false where some could not, and where a file is shorter than its checkpoint says. Files without damage are
-    left untouched.
+    `complete` is false where some could not, and where a file has no damage but is shorter than its checkpoint says. Files
+    without damage are left untouched.
 
     Raises UsageError where there is no such job, JobLocked while a run is working on it, OutputUnwritable where there is no
     room for the repaired file beside the damaged one.
@@ -102,7 +102,7 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
         "moved": moved,
         "kept": len(done),
         "asked_again": sorted(index for index in lost if index not in done),
-        "complete": not is_short
+        "complete": (bool(moved) or not is_short)
         and all(_is_told(piece, done) for file in (path, store.paths.errors) for piece in gone[file]),
     }
 

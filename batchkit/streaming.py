@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from decimal import Decimal
@@ -66,7 +66,7 @@ class _Record:
 async def stream(
     requests: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
     **settings: Unpack[RunSettings],
-) -> AsyncIterator[Outcome]:
+) -> AsyncGenerator[Outcome, None]:
     """Send `requests`, records in any of the input's shapes, and yield an `Outcome` for each as it ends.
 
     They come in the order in which they end; `outcome.index` counts the records from 0. Keywords are those of `run`, but

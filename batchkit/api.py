@@ -120,11 +120,10 @@ def report(output: str | os.PathLike[str], *, by: str | None = None) -> dict[str
     return summary
 
 
-def _metadata_key(by: str) -> str:
-    prefix, dot, key = by.partition(".")
-    if prefix != "metadata" or not dot or not key:
-        raise UsageError(f"by is metadata.KEY, as in metadata.team, not {by[:100]!r}")
-    return key
+def _metadata_key(by: object) -> str:
+    if not isinstance(by, str) or not by.startswith("metadata.") or by == "metadata.":
+        raise UsageError(f"by is metadata.KEY, as in metadata.team, not {by!r:.100}")
+    return by.removeprefix("metadata.")
 
 
 def _prices_of(state: JobState) -> PriceList:

@@ -142,7 +142,9 @@ async def test_report_tells_groups_apart_by_what_the_requests_say_of_themselves(
     assert orjson.loads((tmp_path / "results.summary.json").read_bytes()) == summary
 
 
-@pytest.mark.parametrize("by", ["team", "metadata", "metadata.", "", "model", "Metadata.team"])
+@pytest.mark.parametrize(
+    "by", ["team", "metadata", "metadata.", "", "model", "Metadata.team", 5, b"metadata.team", False]
+)
 async def test_a_group_that_cannot_be_meant_is_wrong_usage(base_url, requests, tmp_path, by):
     output = tmp_path / "results.jsonl"
     await batchkit.arun(requests, output, base_url=base_url, progress="off", limit=1)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from batchkit.mending import repair
     from batchkit.records import Failure, FailureKind, Outcome, Reply, Usage
+    from batchkit.settings import RunSettings
     from batchkit.simulator.server import Simulator
     from batchkit.simulator.settings import SimulatorSettings
     from batchkit.streaming import stream
@@ -54,6 +55,7 @@ __all__ = [
     "OutputFull",
     "OutputUnwritable",
     "Reply",
+    "RunSettings",
     "RunStopped",
     "Simulator",
     "SimulatorSettings",
@@ -80,6 +82,7 @@ _HOMES = {
     "batchkit.api": "arun estimate report run status",
     "batchkit.records": "Failure FailureKind Outcome Reply Usage",
     "batchkit.mending": "repair",
+    "batchkit.settings": "RunSettings",
     "batchkit.simulator.server": "Simulator",
     "batchkit.simulator.settings": "SimulatorSettings",
     "batchkit.streaming": "stream",
@@ -88,11 +91,13 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(home), name)
+if not TYPE_CHECKING:  # for a type checker every name would be one of ours
+
+    def __getattr__(name: str) -> Any:
+        home = _HOME.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:

@@ -41,10 +41,10 @@ def run(
 ) -> dict[str, Any]:
     """Work through `input` into `output` and return the job's summary; called again, it goes on where it was.
 
-    Keywords are the flags of `batchkit run`, with the same defaults (`batchkit.settings.Settings` tells them); keys come
-    from the environment. Requests that failed are in the summary and in `….errors.jsonl`; raised is only what stops the
-    run: UsageError, RunStopped, JobError, all of them BatchkitError, with the run's `summary` where it had begun. May be
-    called while an event loop is running.
+    Keywords are the flags of `batchkit run`, with the same defaults (`batchkit.settings.Settings` tells them, and
+    `batchkit.RunSettings` is their type); keys come from the environment. Requests that failed are in the summary and in
+    `….errors.jsonl`; raised is only what stops the run: UsageError, RunStopped, JobError, all of them BatchkitError, with the
+    run's `summary` where it had begun. May be called while an event loop is running.
     """
     return _from_outside(lambda: arun(input, output, **settings))
 
@@ -120,11 +120,10 @@ def report(output: str | os.PathLike[str], *, by: str | None = None) -> dict[str
     return summary
 
 
-def _metadata_key(by: str) -> str:
-    prefix, dot, key = by.partition(".")
-    if prefix != "metadata" or not dot or not key:
-        raise UsageError(f"by is metadata.KEY, as in metadata.team, not {by[:100]!r}")
-    return key
+def _metadata_key(by: object) -> str:
+    if not isinstance(by, str) or not by.startswith("metadata.") or by == "metadata.":
+        raise UsageError(f"by is metadata.KEY, as in metadata.team, not {by!r:.100}")
+    return by.removeprefix("metadata.")
 
 
 def _prices_of(state: JobState) -> PriceList:

@@ -55,6 +55,10 @@ class BatchkitError(Exception):
             message if message is not None else (self.__doc__ or "").strip().split("\n", maxsplit=1)[0]
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Past `__init__`, whose arguments are not always the message that `args` has; the rest is in the attributes.
+        return type(self).__new__, (type(self), *self.args), self.__dict__
+
 
 class UsageError(BatchkitError):
     """The words, the settings or the input file are wrong; nothing was sent."""

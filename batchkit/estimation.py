@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from itertools import islice
 from statistics import fmean
@@ -39,7 +39,7 @@ from batchkit.rules.estimating import (
 from batchkit.rules.pricing import PriceList, cost_of
 from batchkit.rules.sampling import EvenSample, spread
 from batchkit.rules.tally import Tally
-from batchkit.settings import RunSettings, Settings
+from batchkit.settings import OF_FILES, RunSettings, Settings
 from batchkit.source import Source
 from batchkit.streaming import stream
 
@@ -151,8 +151,10 @@ class _Asked:
 
 
 async def _ask(requests: Sequence[tuple[Line, Request]], settings: Settings, prices: PriceList) -> _Asked:
-    alone = replace(settings, limit=None, retry_failed=False, overwrite=False, max_failures=None)
-    keywords = {each.name: getattr(alone, each.name) for each in fields(alone)}
+    keywords = {
+        each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in OF_FILES
+    }
+    keywords |= {"limit": None, "max_failures": None}
     tally = Tally()
     tokens: dict[str, list[int]] = {}
     latencies: list[float] = []

@@ -35,7 +35,6 @@ from batchkit.errors import (
     OutputFull,
     OutputUnwritable,
     RunStopped,
-    TooManyFailures,
     UsageError,
 )
 from batchkit.events import Event, Notice, Observer, RequestFinished, RunFinished, RunStarted, RunStopping
@@ -52,6 +51,7 @@ from batchkit.parts import (
     build_purse,
     new_job_id,
     open_address,
+    too_many_failures,
     worst_cases_of,
 )
 from batchkit.records import BadLine, Line, Outcome, Request, RunHeader
@@ -386,17 +386,9 @@ class JobRun:
             self._stop_at_most_failures()
 
     def _stop_at_most_failures(self) -> None:
-        settings = self._settings
-        succeeded, failed = self._state.ended
-        # A share is one of the whole job; while that is not counted, of what has ended, once that is a hundred.
-        requests = self._state.to_do or max(100, succeeded + failed)
-        if failed and failed >= settings.failures_allowed(requests):
-            self._stop.request(
-                TooManyFailures(
-                    f"{failed:,} requests have failed, as many as --max-failures {settings.max_failures} allows",
-                    code="max_failures",
-                )
-            )
+        cause = too_many_failures(self._settings, *self._state.ended, self._state.to_do)
+        if cause is not None:
+            self._stop.request(cause)
 
     def _append(self, outcomes: Sequence[Outcome]) -> None:
         lines = [OutputLine(outcome, self._job_id) for outcome in outcomes]

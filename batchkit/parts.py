@@ -18,6 +18,7 @@ from batchkit.engine.gate import Clock, Gate
 from batchkit.engine.monitor import Monitor
 from batchkit.engine.purse import Purse
 from batchkit.engine.stop import Stop
+from batchkit.errors import TooManyFailures
 from batchkit.events import Notice
 from batchkit.formats.gateways import read_config
 from batchkit.formats.headers import EndpointAddress, endpoint_address
@@ -41,6 +42,7 @@ __all__ = [
     "build_purse",
     "new_job_id",
     "open_address",
+    "too_many_failures",
     "worst_cases_of",
 ]
 
@@ -139,6 +141,23 @@ def build_purse(
         stop=stop,
         clock=clock,
         emit=monitor.emit,
+    )
+
+
+def too_many_failures(
+    settings: Settings, succeeded: int, failed: int, to_do: int | None
+) -> TooManyFailures | None:
+    """What stops a run in which so many requests have failed; None while `max_failures` allows it.
+
+    `to_do` is how many requests there are in all, None while they are not counted.
+    """
+    # A share is one of all; while they are not counted, of what has ended, once that is a hundred.
+    requests = to_do or max(100, succeeded + failed)
+    if not failed or failed < settings.failures_allowed(requests):
+        return None
+    return TooManyFailures(
+        f"{failed:,} requests have failed, as many as --max-failures {settings.max_failures} allows",
+        code="max_failures",
     )
 
 

@@ -24,6 +24,7 @@ from batchkit.rules.retry import DEFAULT_MAX_ATTEMPTS
 __all__ = [
     "DEFAULT_CONCURRENCY",
     "DEFAULT_TIMEOUT_S",
+    "OF_FILES",
     "Progress",
     "RunSettings",
     "Settings",
@@ -33,6 +34,8 @@ __all__ = [
 DEFAULT_CONCURRENCY = 256
 DEFAULT_TIMEOUT_S = 600.0
 Progress = Literal["auto", "bar", "log", "off"]
+OF_FILES = ("retry_failed", "overwrite", "allow_growth", "force", "rescan")
+"""Settings that say what becomes of a job's files, and mean nothing without them; each is off by default."""
 
 _TEXTS = frozenset(
     ("base_url", "model", "job_id", "portkey_config", "portkey_provider", "cache_namespace", "hedge")

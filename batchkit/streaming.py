@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from decimal import Decimal
@@ -39,13 +39,14 @@ from batchkit.parts import (
     build_purse,
     new_job_id,
     open_address,
+    too_many_failures,
     worst_cases_of,
 )
 from batchkit.records import Outcome
 from batchkit.rules.pricing import PriceList
 from batchkit.rules.spending import Spending
 from batchkit.rules.tally import Tally
-from batchkit.settings import RunSettings, Settings
+from batchkit.settings import OF_FILES, RunSettings, Settings
 
 __all__ = ["stream"]
 
@@ -65,16 +66,22 @@ class _Record:
 async def stream(
     requests: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
     **settings: Unpack[RunSettings],
-) -> AsyncIterator[Outcome]:
+) -> AsyncGenerator[Outcome, None]:
     """Send `requests`, records in any of the input's shapes, and yield an `Outcome` for each as it ends.
 
     They come in the order in which they end; `outcome.index` counts the records from 0. Keywords are those of `run`, but
-    nothing is written and nothing resumed, and `progress` is off unless asked for. An iterable that is not async is read in
+    nothing is written and nothing resumed, so those that say what becomes of a job's files (`retry_failed`, `overwrite`,
+    `allow_growth`, `force`, `rescan`) are refused; `progress` is off unless asked for. `max_cost` and `max_failures` are for
+    this stream alone. A share of failures is one of `requests`, as far as `limit` lets them be sent, where they are a
+    collection, as a list is; else of what has ended, once that is a hundred. An iterable that is not async is read in
     a thread. Raises UsageError before the first request and RunStopped after the outcomes of what was in flight. Leaving
     the loop early, also by an error, ends what is in flight as soon as the generator is closed: Python does that by itself
     soon after, `contextlib.aclosing` does it on the spot.
     """
     chosen = Settings.of({"progress": "off", **settings})
+    unmeant = [name for name in OF_FILES if getattr(chosen, name)]
+    if unmeant:
+        raise UsageError(f"a stream has no files, so there is no meaning for it in {', '.join(unmeant)}")
     if isinstance(requests, Mapping | str | bytes) or not isinstance(requests, Iterable | AsyncIterable):
         raise UsageError(
             f"requests is a {type(requests).__name__}; it is an iterable of records, such as a list of dicts"
@@ -87,11 +94,20 @@ async def stream(
     stop, clock = Stop(), SystemClock()
     monitor = Monitor(() if progress is None else (progress,), clock)
 
+    def to_do() -> int | None:
+        if not isinstance(requests, Collection):
+            return None
+        return len(requests) if chosen.limit is None else min(len(requests), chosen.limit)
+
     def write(outcome: Outcome) -> None:
         tally.add(outcome)
         outcomes.append(outcome)
         came.set()
         monitor.emit(RequestFinished(outcome))
+        if not outcome.succeeded:
+            cause = too_many_failures(chosen, tally.succeeded, tally.failed, to_do())
+            if cause is not None:
+                stop.request(cause)
 
     async def until_taken() -> None:
         while len(outcomes) >= most and stop.cause is None:
@@ -164,7 +180,8 @@ async def stream(
             came.clear()
             await came.wait()
         await working
-        if stop.cause is not None:
+        # It may have been asked to stop when there was nothing left to stop.
+        if stop.cause is not None and tally.succeeded + tally.failed != to_do():
             raise stop.cause
     finally:
         if not working.done():

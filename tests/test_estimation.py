@@ -182,6 +182,14 @@ def test_a_pilot_sends_requests_from_everywhere_and_measures_by_model(write, mon
     assert found["seconds"] == 0.5
 
 
+def test_a_pilot_is_a_stream_whatever_the_run_is_to_do_with_its_files(write):
+    path = write(line(0, model="gpt-4o", max_tokens=10))
+    found = estimate(
+        path, pilot=1, simulate=True, retry_failed=True, allow_growth=True, force=True, rescan=True
+    )
+    assert found["pilot"]["answers"] == 1
+
+
 def test_a_refused_pilot_stops_with_its_reason(write, monkeypatch):
     async def stream(records, **settings):
         raise RunStopped("the key was refused", code="invalid_api_key")

@@ -145,7 +145,9 @@ async def test_report_tells_groups_apart_by_what_the_requests_say_of_themselves(
     assert orjson.loads((tmp_path / "results.summary.json").read_bytes()) == summary
 
 
-@pytest.mark.parametrize("by", ["team", "metadata", "metadata.", "", "model", "Metadata.team"])
+@pytest.mark.parametrize(
+    "by", ["team", "metadata", "metadata.", "", "model", "Metadata.team", 5, b"metadata.team", False]
+)
 async def test_a_group_that_cannot_be_meant_is_wrong_usage(base_url, requests, tmp_path, by):
     output = tmp_path / "results.jsonl"
     await batchkit.arun(requests, output, base_url=base_url, progress="off", limit=1)
@@ -373,6 +375,68 @@ async def test_stream_raises_what_stopped_it(tmp_path):
         with pytest.raises(batchkit.EndpointRefused):
             async for _ in batchkit.stream([record(0), record(1)], base_url=simulator.base_url):
                 pass
+
+
+async def outcomes_until(error, outcomes):
+    """What came before `error` was raised."""
+    came = []
+    try:
+        async for outcome in outcomes:
+            came.append(outcome)  # noqa: PERF401 - what came before an error is kept
+    except error:
+        return came
+    pytest.fail(f"{error.__name__} was not raised")
+
+
+def records_that_fail(failing, others=0):
+    yield from ({"nothing": "here"} for _ in range(failing))
+    yield from (record(number) for number in range(others))
+
+
+async def test_max_failures_ends_a_stream_behind_what_is_in_flight(base_url):
+    came = await outcomes_until(
+        batchkit.TooManyFailures,
+        batchkit.stream(records_that_fail(100), base_url=base_url, max_failures=10),
+    )
+    assert [outcome.index for outcome in came] == list(range(10))
+    records = [*(record(number) for number in range(20)), {"nothing": "here"}, *records_that_fail(0, 1000)]
+    came = await outcomes_until(
+        batchkit.TooManyFailures,
+        batchkit.stream(records, base_url=base_url, max_failures=1, concurrency=4),
+    )
+    assert sorted(outcome.index for outcome in came) == list(range(len(came)))
+    assert [outcome.index for outcome in came if not outcome.succeeded] == [20]
+
+
+@pytest.mark.parametrize(
+    ("records", "limit", "failures"),
+    [
+        (list(records_that_fail(40, 360)), None, 20),
+        (list(records_that_fail(40, 360)), 200, 10),
+        (records_that_fail(40, 360), None, 5),
+    ],
+    ids=["all", "the first of them", "nobody knows how many"],
+)
+async def test_a_share_of_failures_is_one_of_the_records_of_a_stream(records, limit, failures, base_url):
+    came = await outcomes_until(
+        batchkit.TooManyFailures,
+        batchkit.stream(records, base_url=base_url, max_failures="5%", limit=limit, concurrency=1),
+    )
+    assert len(came) == failures
+
+
+async def test_a_stream_whose_last_record_is_a_failure_too_many_has_nothing_left_to_stop(base_url):
+    outcomes = batchkit.stream(list(records_that_fail(3)), base_url=base_url, max_failures=3)
+    assert len([outcome async for outcome in outcomes]) == 3
+
+
+@pytest.mark.parametrize("name", ["retry_failed", "overwrite", "allow_growth", "force", "rescan"])
+async def test_a_stream_refuses_what_is_about_a_jobs_files(name, base_url):
+    with pytest.raises(batchkit.UsageError, match=f"no files.*{name}"):
+        async for _ in batchkit.stream([record(0)], base_url=base_url, **{name: True}):
+            pass
+    async for outcome in batchkit.stream([record(0)], base_url=base_url, job_id="mine", **{name: False}):
+        assert outcome.succeeded
 
 
 @pytest.mark.parametrize("name", [".", "", "a" * 250 + ".jsonl", "nul\0.jsonl", "/dev/null"])

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, Unpack, assert_type
 
 import batchkit
 
@@ -41,6 +42,7 @@ def work_through_files() -> None:
     )
     batchkit.run("in.jsonl", "out.jsonl", concurency=512)  # type: ignore[call-arg]  # a wrong word is found
     batchkit.run("in.jsonl", "out.jsonl", progress="loud")  # type: ignore[arg-type]  # so is a wrong value
+    batchkit.rnu("in.jsonl", "out.jsonl")  # type: ignore[attr-defined]  # and a wrong name
     assert_type(batchkit.status("out.jsonl"), dict[str, Any])
     assert_type(batchkit.report("out.jsonl"), dict[str, Any])
     assert_type(batchkit.report("out.jsonl", by="metadata.team"), dict[str, Any])
@@ -48,6 +50,17 @@ def work_through_files() -> None:
     assert_type(batchkit.estimate(Path("in.jsonl"), pilot=20, rpm=500, prices="prices.toml"), dict[str, Any])
     batchkit.estimate("in.jsonl", prices={"mine": {"prompt": 0.1, "completion": 0.4}})
     batchkit.estimate("in.jsonl", pilot="20")  # type: ignore[arg-type]  # a number of requests
+
+
+def with_the_same_settings(*outputs: str, **settings: Unpack[batchkit.RunSettings]) -> None:
+    for output in outputs:
+        batchkit.run("in.jsonl", output, **settings)
+
+
+def with_settings_from_elsewhere() -> None:
+    settings: batchkit.RunSettings = {"simulate": True, "max_failures": "5%"}
+    with_the_same_settings("one.jsonl", "other.jsonl", **settings)
+    settings["rmp"] = 500  # type: ignore[typeddict-unknown-key]  # a wrong word is found here too
 
 
 async def in_a_loop_of_ones_own() -> None:
@@ -73,6 +86,9 @@ async def stream() -> None:
             case batchkit.Failure(kind=kind, code=code):
                 assert_type(kind, batchkit.FailureKind)
                 assert_type(code, str)
+    async with aclosing(batchkit.stream([], simulate=True)) as outcomes:
+        async for outcome in outcomes:
+            assert_type(outcome, batchkit.Outcome)
 
 
 def errors() -> None:

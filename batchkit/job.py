@@ -45,6 +45,7 @@ from batchkit.formats.prices import prices_to_json
 from batchkit.formats.requests import parse_line
 from batchkit.formats.results import OutputLine
 from batchkit.formats.spending import encode_spending
+from batchkit.outputs import JobPaths
 from batchkit.parts import (
     affordable,
     build_delivery,
@@ -102,8 +103,12 @@ async def run_job(
 
 
 def _refuse_input_as_output(identity: InputIdentity, output: Path) -> None:
-    if identity.size is not None and output.exists() and output.samefile(identity.path):
-        raise UsageError(f"input and output are the same file, {output}; name another output")
+    if identity.size is None:
+        return
+    for path in JobPaths(output).all:
+        if path.exists() and path.samefile(identity.path):
+            what = "output" if path == output else "a file of the output's job"
+            raise UsageError(f"input and {what} are the same file, {path}; name another output")
 
 
 class JobRun:

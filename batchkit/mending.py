@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,7 +70,7 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         is_short = _is_short(store)
         standing = _standing(store)
-        job_id = _job_of(path, standing)
+        job_id = _job_of(store, standing)
         done = DoneIndexes()
 
         def belongs(line: OutputLine) -> bool:
@@ -138,9 +138,10 @@ def _standing(store: Store) -> Checkpoint | None:
     return state.standing()
 
 
-def _job_of(path: Path, standing: Checkpoint | None) -> str | None:
+def _job_of(store: Store, standing: Checkpoint | None) -> str | None:
     """The job whose lines these are: that of the checkpoint, or of most of them."""
-    lines = Counter(piece.line.job_id for piece in _pieces(path) if piece.line is not None)
+    pieces = chain.from_iterable(map(_pieces, store.paths.logs))
+    lines = Counter(piece.line.job_id for piece in pieces if piece.line is not None)
     if standing is not None and standing.job_id in lines:
         return standing.job_id
     return max(lines, key=lines.__getitem__, default=None)

@@ -116,7 +116,7 @@ class JobPaths:
 
         So too where what has the name of its failures is none of ours, or where either cannot be read.
         """
-        self.refuse_failures()
+        self.refuse_anothers()
         for path in self.logs:
             if not path.is_file():
                 continue  # whoever opens it says what it is
@@ -134,8 +134,9 @@ class JobPaths:
                 "another file as the output."
             )
 
-    def refuse_failures(self) -> None:
-        """Raise UsageError where the output holds the failures of another job, which stands beside it."""
+    def refuse_anothers(self) -> None:
+        """Raise UsageError where the job's files would be another's: its failures as the output, or all that stands beside it."""
+        self._refuse_neighbours()
         results = Path(os.path.realpath(self.results))
         of_errors = _OF_ERRORS.fullmatch(results.name)
         if of_errors is None:
@@ -147,8 +148,7 @@ class JobPaths:
                     f"{self.results} has failures of the job with the output {job.results}; name that"
                 )
 
-    def refuse_neighbour(self) -> None:
-        """Raise UsageError where the output of another job is named alike but for its ending: they would share what is beside them."""
+    def _refuse_neighbours(self) -> None:
         if self.results.exists() and self.results.stat().st_size:
             return
         for other in map(self.results.with_name, _alike(self._stem)):
@@ -161,6 +161,11 @@ class JobPaths:
     def has_begun(self) -> bool:
         """Whether a job was begun with this output, rather than that something else has its name."""
         return _begins_with_a_line(self.results) or self.checkpoint.exists()
+
+    @property
+    def all(self) -> list[Path]:
+        """The files of the job but for its lock."""
+        return [*self.logs, self.checkpoint, self.spending, self.summary, self.report]
 
     @property
     def logs(self) -> list[Path]:

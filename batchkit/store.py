@@ -101,9 +101,8 @@ class Store:
                 raise UsageError(
                     f"the output {output} is not a regular file; name a file that batchkit may append to"
                 )
-            paths.refuse_neighbour()
             if overwrite:
-                paths.refuse_failures()
+                paths.refuse_anothers()
             else:
                 paths.refuse_foreign()
             lock = _lock(paths.lock)

@@ -155,6 +155,19 @@ async def test_a_group_that_cannot_be_meant_is_wrong_usage(base_url, requests, t
         batchkit.report(output, by=by)
 
 
+@pytest.mark.parametrize("name", ["results.summary.json", "results.errors.jsonl", "results.checkpoint.json"])
+def test_an_input_that_has_the_name_of_a_file_beside_the_output_is_refused(
+    name, base_url, requests, tmp_path
+):
+    source = requests.rename(tmp_path / name)
+    before = source.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="are the same file"):
+            batchkit.run(source, tmp_path / "results.jsonl", base_url=base_url, overwrite=overwrite)
+    assert source.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_an_input_that_cannot_be_read_leaves_no_job_behind(base_url, requests, tmp_path, monkeypatch):
     opening = os.open
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import batchkit
 from batchkit.errors import JobDamaged, JobLocked, OutputUnwritable, UsageError
 from batchkit.formats.results import OutputLine, encode
 from batchkit.outputs import JobPaths, lock_holder, read_output
@@ -254,6 +255,8 @@ def test_an_output_that_would_share_the_files_of_another_is_refused(overwrite, o
     for name in ("results.json", "results.ndjson", "results"):
         with pytest.raises(UsageError, match=r"results\.jsonl is the output of another job"):
             Store.open(output.with_name(name), overwrite=overwrite)
+        with pytest.raises(UsageError, match="another job"):
+            batchkit.status(output.with_name(name))
         assert not output.with_name(name).exists()
     # What is no job's, as an input, is no reason.
     output.with_name("more.jsonl").write_bytes(b'{"messages":[]}\n')

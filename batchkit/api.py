@@ -41,7 +41,7 @@ def run(
 ) -> dict[str, Any]:
     """Work through `input` into `output` and return the job's summary; called again, it goes on where it was.
 
-    Keywords are the flags of `batchkit run`, with the same defaults (`batchkit.settings.Settings` tells them, and
+    Keywords are the settings of `batchkit run`, with the same defaults (`batchkit.settings.Settings` tells them, and
     `batchkit.RunSettings` is their type); keys come from the environment. Requests that failed are in the summary and in
     `….errors.jsonl`; raised is only what stops the run: UsageError, RunStopped, JobError, all of them BatchkitError, with the
     run's `summary` where it had begun. May be called while an event loop is running.

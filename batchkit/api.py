@@ -23,6 +23,7 @@ from batchkit.formats.prices import prices_from_json
 from batchkit.job import run_job, write_derived
 from batchkit.observers.progress import choose as choose_progress
 from batchkit.outputs import JobPaths
+from batchkit.parts import refuse_other_loops
 from batchkit.rules.groups import Groups
 from batchkit.rules.pricing import PriceList
 from batchkit.settings import RunSettings, Settings
@@ -54,7 +55,8 @@ async def arun(
     output: str | os.PathLike[str],
     **settings: Unpack[RunSettings],
 ) -> dict[str, Any]:
-    """The same as `run`, for callers with an event loop of their own (asyncio, or uvloop)."""
+    """The same as `run`, for callers with an event loop of their own (asyncio, or uvloop; UsageError under trio)."""
+    refuse_other_loops()
     chosen = Settings.of(settings)
     progress = choose_progress(chosen.progress, sys.stderr)
     return await run_job(

@@ -23,6 +23,7 @@ from batchkit.formats.prices import prices_from_json
 from batchkit.job import run_job, write_derived
 from batchkit.observers.progress import choose as choose_progress
 from batchkit.outputs import JobPaths
+from batchkit.parts import refuse_other_loops
 from batchkit.rules.groups import Groups
 from batchkit.rules.pricing import PriceList
 from batchkit.settings import RunSettings, Settings
@@ -41,7 +42,7 @@ def run(
 ) -> dict[str, Any]:
     """Work through `input` into `output` and return the job's summary; called again, it goes on where it was.
 
-    Keywords are the flags of `batchkit run`, with the same defaults (`batchkit.settings.Settings` tells them, and
+    Keywords are the settings of `batchkit run`, with the same defaults (`batchkit.settings.Settings` tells them, and
     `batchkit.RunSettings` is their type); keys come from the environment. Requests that failed are in the summary and in
     `….errors.jsonl`; raised is only what stops the run: UsageError, RunStopped, JobError, all of them BatchkitError, with the
     run's `summary` where it had begun. May be called while an event loop is running.
@@ -54,7 +55,8 @@ async def arun(
     output: str | os.PathLike[str],
     **settings: Unpack[RunSettings],
 ) -> dict[str, Any]:
-    """The same as `run`, for callers with an event loop of their own (asyncio, or uvloop)."""
+    """The same as `run`, for callers with an event loop of their own (asyncio, or uvloop; UsageError under trio)."""
+    refuse_other_loops()
     chosen = Settings.of(settings)
     progress = choose_progress(chosen.progress, sys.stderr)
     return await run_job(

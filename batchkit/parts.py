@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import resource
 import secrets
@@ -18,7 +19,7 @@ from batchkit.engine.gate import Clock, Gate
 from batchkit.engine.monitor import Monitor
 from batchkit.engine.purse import Purse
 from batchkit.engine.stop import Stop
-from batchkit.errors import TooManyFailures
+from batchkit.errors import TooManyFailures, UsageError
 from batchkit.events import Notice
 from batchkit.formats.gateways import read_config
 from batchkit.formats.headers import EndpointAddress, endpoint_address
@@ -42,11 +43,25 @@ __all__ = [
     "build_purse",
     "new_job_id",
     "open_address",
+    "refuse_other_loops",
     "too_many_failures",
     "worst_cases_of",
 ]
 
 _SPARE_DESCRIPTORS = 64
+
+
+def refuse_other_loops() -> None:
+    """Raise UsageError for a caller who is no task of asyncio's: of trio's, say, also where that is a guest in asyncio's loop."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    if task is None:
+        raise UsageError(
+            "arun and stream work in a task of asyncio's (or uvloop's) event loop; under trio, call batchkit.run in a thread, "
+            "as trio.to_thread.run_sync does"
+        )
 
 
 async def open_address(

@@ -39,6 +39,7 @@ from batchkit.parts import (
     build_purse,
     new_job_id,
     open_address,
+    refuse_other_loops,
     too_many_failures,
     worst_cases_of,
 )
@@ -76,8 +77,9 @@ async def stream(
     collection, as a list is; else of what has ended, once that is a hundred. An iterable that is not async is read in
     a thread. Raises UsageError before the first request and RunStopped after the outcomes of what was in flight. Leaving
     the loop early, also by an error, ends what is in flight as soon as the generator is closed: Python does that by itself
-    soon after, `contextlib.aclosing` does it on the spot.
+    soon after, `contextlib.aclosing` does it on the spot. The event loop is asyncio's, or uvloop; under trio that is a UsageError.
     """
+    refuse_other_loops()
     chosen = Settings.of({"progress": "off", **settings})
     unmeant = [name for name in OF_FILES if getattr(chosen, name)]
     if unmeant:

@@ -452,6 +452,34 @@ async def test_a_stream_refuses_what_is_about_a_jobs_files(name, base_url):
         assert outcome.succeeded
 
 
+def first_step_of(call, path):
+    if call is batchkit.arun:
+        return batchkit.arun(path, path.parent / "o.jsonl", simulate=True)
+    return anext(batchkit.stream([record(0)], simulate=True))
+
+
+@pytest.mark.parametrize("call", [batchkit.arun, batchkit.stream], ids=lambda call: call.__name__)
+def test_under_another_event_loop_than_asyncios_is_wrong_usage_at_once(call, requests):
+    # As trio does it, which asks a coroutine for its next step with no loop of asyncio's around.
+    with pytest.raises(batchkit.UsageError, match="asyncio"):
+        first_step_of(call, requests).__await__().__next__()
+
+
+@pytest.mark.parametrize("call", [batchkit.arun, batchkit.stream], ids=lambda call: call.__name__)
+async def test_in_a_callback_of_asyncios_loop_is_wrong_usage_too(call, requests):
+    # Where trio is a guest there.
+    ended = asyncio.get_running_loop().create_future()
+
+    def step():
+        try:
+            first_step_of(call, requests).__await__().__next__()
+        except batchkit.UsageError as error:
+            ended.set_result(error)
+
+    asyncio.get_running_loop().call_soon(step)
+    assert "asyncio" in str(await asyncio.wait_for(ended, 5))
+
+
 @pytest.mark.parametrize("name", [".", "", "a" * 250 + ".jsonl", "nul\0.jsonl", "/dev/null"])
 def test_a_name_that_is_no_output_is_refused_in_words(name):
     for look in (batchkit.status, batchkit.report, batchkit.repair):

@@ -130,6 +130,19 @@ def test_each_reason_and_fault_is_told():
         assert f"`{word}`" in REFERENCE, word
 
 
+def test_each_flag_is_a_keyword_but_those_of_which_it_is_told():
+    (told,) = re.findall(r"Every flag but ((?:`[a-z-]+`(?:, | and )?)+) is a keyword", README)
+    flags = {
+        option.removeprefix("--").replace("-", "_")
+        for action in subcommands()["run"]._actions
+        for option in action.option_strings
+        if option.startswith("--") and option != "--help"
+    }
+    keywords = {"output", *batchkit.RunSettings.__annotations__}
+    assert flags - keywords == set(re.findall(r"`--([a-z-]+)`", told))
+    assert keywords <= flags
+
+
 def tables_of_the_reference():
     return re.findall(r"^```toml\n(.*?)^```$", REFERENCE, re.MULTILINE | re.DOTALL)
 

@@ -264,6 +264,7 @@ class JobRun:
             stop,
             clock,
             monitor,
+            url=self._address.url,
             concurrency=concurrency,
             resumed=self._resumed,
             asks_again=self._asks_again,

@@ -97,12 +97,13 @@ def build_delivery(
     clock: Clock,
     monitor: Monitor,
     *,
+    url: str,
     concurrency: int,
     resumed: bool = False,
     asks_again: bool = False,
     purse: Purse | None = None,
 ) -> tuple[Gate, Delivery]:
-    """What brings single requests to their outcomes, with the gate in front of it; `resumed` after earlier runs.
+    """What brings single requests to their outcomes at `url`, with the gate in front of it; `resumed` after earlier runs.
 
     `asks_again` where failures are asked again in a job that has results.
     `purse` pays for attempts where the run has a `max_cost`.
@@ -119,7 +120,7 @@ def build_delivery(
         gate=gate,
         policy=RetryPolicy(settings.max_attempts),
         budget=RetryBudget(concurrency),
-        stop_rule=StopRule(settings.defaults.get("model"), asks_again=asks_again),
+        stop_rule=StopRule(settings.defaults.get("model"), url=url, asks_again=asks_again),
         tracer=Tracer(job_id, secrets.randbits(64), resumed=resumed),
         stop=stop,
         clock=clock,

@@ -126,7 +126,15 @@ async def stream(
             concurrency = affordable(chosen.concurrency, monitor)
             purse = await _purse(chosen, address, stop, clock, monitor)
             gate, delivery = build_delivery(
-                endpoint, chosen, job_id, stop, clock, monitor, concurrency=concurrency, purse=purse
+                endpoint,
+                chosen,
+                job_id,
+                stop,
+                clock,
+                monitor,
+                url=address.url,
+                concurrency=concurrency,
+                purse=purse,
             )
             pipeline = Pipeline(
                 _batches(requests),

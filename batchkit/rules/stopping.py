@@ -26,14 +26,17 @@ _REFUSALS_WITHIN_S = 60.0
 
 
 class StopRule:
-    """Watches a run's answers. `run_model` is the model filled in where a record names none.
+    """Watches a run's answers. `run_model` is the model filled in where a record names none, `url` what is POSTed to.
 
     `asks_again` says that what is asked are failures of a job that has results: that they fail alike is no news then, and does
     not speak for the others.
     """
 
-    def __init__(self, run_model: str | None = None, *, asks_again: bool = False) -> None:
+    def __init__(
+        self, run_model: str | None = None, *, url: str = "the endpoint", asks_again: bool = False
+    ) -> None:
         self._run_model = run_model
+        self._url = url
         self.proven = False
         """Whether the endpoint has given a usable completion in this run."""
         self.well = False
@@ -117,7 +120,7 @@ class StopRule:
             # One record may name a model that is not there. The next that names it ends the run before it is sent.
             self._unknown_models.add(request.model)
             return None
-        return StopRun(failure.code, f"the endpoint does not know this model or path: {failure.message}")
+        return StopRun(failure.code, f"{self._url} does not know this model or path: {failure.message}")
 
     def _all_alike(self, failure: Failure) -> StopRun | None:
         """The same refusal for each of the first requests is about what they share, not about any of them."""

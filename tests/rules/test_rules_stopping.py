@@ -62,8 +62,10 @@ def test_a_used_up_quota_stops_always(rule):
 
 def test_a_model_of_the_runs_that_is_not_there_stops():
     not_found = failure(Kind.NOT_FOUND, "model_not_found", "The model does not exist")
-    assert StopRule("m").judge(request("m"), not_found, 0.0) == StopRun(
-        "model_not_found", "the endpoint does not know this model or path: The model does not exist"
+    rule = StopRule("m", url="https://here/v1/chat/completions")
+    assert rule.judge(request("m"), not_found, 0.0) == StopRun(
+        "model_not_found",
+        "https://here/v1/chat/completions does not know this model or path: The model does not exist",
     )
 
 

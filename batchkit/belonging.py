@@ -35,9 +35,10 @@ def refuse_other_settings(settings: Settings, job_id: str, before: RunHeader | N
             )
     longer = (now.input_bytes or 0) - (before.input_bytes or 0)
     if None not in (now.input_bytes, before.input_bytes) and longer > 0 and not settings.allow_growth:
+        or_mended = ", or failed ones mended" if settings.retry_failed else ""
         raise JobMismatch(
             f"the input is {longer:,} bytes longer than when the job was last worked on. Nothing was sent. If lines were "
-            "only added at its end, go on with --allow-growth; else give the input as it was."
+            f"only added at its end{or_mended}, go on with --allow-growth; else give the input as it was."
         )
 
 

@@ -185,6 +185,8 @@ class JobRun:
             refuse_other_settings(settings, state.job_id, state.run, self._header)
             # A pipe is read once: its lines are compared as they are met.
             if self._identity.size is not None and state.checksums is not None:
+                if settings.retry_failed:
+                    await self._clock.in_thread(lambda: state.expect_anew(self._store.paths.errors))
                 await refuse_other_input(self._source, state, self._stop)
         self._resumed = state.job_id is not None
         self._header = replace(self._header, in_flight_before=state.in_flight_untold)

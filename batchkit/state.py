@@ -17,7 +17,7 @@ from batchkit.audit import Audit
 from batchkit.errors import BatchkitError, JobDamaged, JobMismatch
 from batchkit.formats.checkpoint import Checkpoint, decode_checkpoint, decode_standing
 from batchkit.formats.results import OutputLine
-from batchkit.outputs import JobPaths, lock_holder, read_output, together
+from batchkit.outputs import JobPaths, lock_holder, read_output, scan_output, together
 from batchkit.records import Line, RunHeader
 from batchkit.rules.groups import Groups
 from batchkit.rules.progress import DoneIndexes
@@ -62,6 +62,8 @@ class JobState:
     is_untold: bool = False
     """Whether the last run has left no line, so that none tells of the kills before it either."""
     checksums: array[int] | None = None
+    asked_anew: DoneIndexes = field(default_factory=DoneIndexes)
+    """Requests that are about to be asked again, as the input has them by then."""
     audit: Audit | None = None
     """What is still to be read of earlier lines; with `add_up`, the tally does not have them yet."""
     groups: Groups | None = None
@@ -243,11 +245,17 @@ class JobState:
         if self.checksums is None or checksums == (then := self.checksums[index : index + len(checksums)]):
             return
         for at, (before, now) in enumerate(zip(then, checksums, strict=False), index):
-            if before != now and at in self.done:
+            if before != now and at in self.done and at not in self.asked_anew:
                 raise JobMismatch(
                     f"line {at + 1} of the input is not the one that was answered: the input was edited, or it is "
-                    f"another. {sent} Give the input as it was, or another output, or begin anew with --overwrite."
+                    f"another. {sent} Give the input as it was, or another output, or begin anew with --overwrite; a line "
+                    "that failed may be mended, and is asked again by --retry-failed."
                 )
+
+    def expect_anew(self, errors: Path) -> None:
+        """Let the requests whose failures stand in a file be others than they were. Raises JobDamaged at a broken line."""
+        for lines in scan_output(errors):
+            self.asked_anew.add_all(lines.indexes)
 
 
 def _doubled(index: int) -> JobDamaged:

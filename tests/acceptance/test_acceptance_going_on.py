@@ -121,6 +121,23 @@ def test_an_edited_input_is_refused_by_its_line(command, provider, files, write_
     assert provider.stats.received == received
 
 
+def test_a_line_that_failed_may_be_mended_and_asked_again(command, files, write_requests, to):
+    requests = write_requests(REQUESTS)
+    good = requests.read_bytes()
+    requests.write_bytes(good.replace(b'"max_tokens": 20', b'"max_tokens":-1', 3).replace(b"{", b"[", 1))
+    broken = command("run", requests, *to, code=1).json
+    assert broken["requests"]["failed"] == 3
+    requests.write_bytes(good)
+    assert "--retry-failed" in command("run", requests, *to, "--allow-growth", code=4).err
+    assert "mended, go on with --allow-growth" in command("run", requests, *to, "--retry-failed", code=4).err
+    files.assert_summary_is_a_fold(
+        command("run", requests, *to, "--retry-failed", "--allow-growth").json, REQUESTS
+    )
+    # What was answered stays as it is, in the next run too.
+    requests.write_bytes(good.replace(b"What is 7?", b"What is 8?"))
+    assert "line 8 " in command("run", requests, *to, "--retry-failed", code=4).err
+
+
 def test_a_longer_input_is_gone_on_with_when_that_is_meant(command, files, write_requests, to):
     requests = write_requests(REQUESTS)
     command("run", requests, *to)

@@ -66,8 +66,7 @@ def _table(by: str, groups: Mapping[str, Any], none: str) -> str:
                 f"{group['failed']:,}",
                 f"{usage['prompt_tokens']:,}",
                 f"{usage['completion_tokens']:,}",
-                ("at least " if usage["unknown"] and group["cost"] is not None else "")
-                + cost_in_words(group),
+                cost_in_words(group),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from batchkit.formats.drawing import DRAWING_STYLE, draw_over_time
-from batchkit.formats.summary_text import what_next
+from batchkit.formats.summary_text import at_least, unlisted_of, what_next
 from batchkit.formats.words import amount, cost_in_words, dollars, duration, moment, printable
 
 __all__ = ["render_html"]
@@ -93,7 +93,7 @@ def _requests(summary: Mapping[str, Any]) -> str:
     figures = [
         (f"{requests['succeeded']:,}", f"results{of}"),
         (f"{requests['failed']:,}", "failures"),
-        (_cost(summary["cost"]), "cost, list prices"),
+        (_cost(summary), "cost, list prices"),
         (f"{usage['prompt_tokens']:,}", f"prompt tokens, {usage['cached_tokens']:,} cached"),
         (f"{usage['completion_tokens']:,}", f"completion tokens, {usage['reasoning_tokens']:,} reasoning"),
     ]
@@ -106,6 +106,10 @@ def _requests(summary: Mapping[str, Any]) -> str:
     notes = []
     if requests.get("truncated"):
         notes.append(f"{requests['truncated']:,} results were cut at their length limit.")
+    if unlisted := unlisted_of(summary):
+        notes.append(
+            f"{unlisted:,} tokens are in the totals of answers alone; they are billed, and the cost leaves them out."
+        )
     if usage["unknown"]:
         notes.append(f"{usage['unknown']:,} answers came without usage; tokens and cost leave them out.")
     if summary["cost"]["unpriced_models"]:
@@ -150,7 +154,7 @@ def _models(summary: Mapping[str, Any]) -> str:
                 f"{model['usage'][key]:,}"
                 for key in ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
             ),
-            "not known" if model["cost"] is None else dollars(model["cost"]),
+            "not known" if model["cost"] is None else cost_in_words(model),
         )
         for name, model in models
     ]
@@ -273,9 +277,10 @@ def _sides(usage: Mapping[str, int]) -> tuple[int, int]:
     return usage["prompt_tokens"], usage["completion_tokens"]
 
 
-def _cost(cost: Mapping[str, Any]) -> str:
+def _cost(summary: Mapping[str, Any]) -> str:
+    cost = summary["cost"]
     if cost["total"] is not None:
-        return dollars(cost["total"])
+        return f"{at_least(summary)}{dollars(cost['total'])}"
     return f"{dollars(cost['known_total'])} + ?" if cost["known_total"] else "not known"
 
 

@@ -7,9 +7,17 @@ from typing import Any
 
 from batchkit.errors import OutputUnwritable
 from batchkit.formats.over_time import limits_in_words, refusals_in_words, sparkline
-from batchkit.formats.words import amount, cost_in_words, dollars, duration, moment, printable
+from batchkit.formats.words import (
+    amount,
+    cost_in_words,
+    dollars,
+    duration,
+    moment,
+    printable,
+    unlisted_tokens,
+)
 
-__all__ = ["render", "what_next"]
+__all__ = ["at_least", "render", "unlisted_of", "what_next"]
 
 _WIDTH = 100
 _LABEL = 12
@@ -80,7 +88,7 @@ def _rows(summary: Mapping[str, Any]) -> Iterable[tuple[str, list[str]]]:
     if attempts.get("maybe_billed"):
         parts.append(f"{attempts['maybe_billed']:,} without an answer that may have been billed")
     yield "attempts", parts
-    yield "tokens", _tokens(summary["usage"])
+    yield "tokens", _tokens(summary)
     yield "cost", _cost(summary)
     if parts := _by_outcome(summary["outcomes"]):
         yield "of which", parts
@@ -93,7 +101,7 @@ def _rows(summary: Mapping[str, Any]) -> Iterable[tuple[str, list[str]]]:
         yield "killed", parts
     if len(summary["models"]) > 1:
         for place, (name, model) in enumerate(summary["models"].items()):
-            cost = "no known price" if model["cost"] is None else dollars(model["cost"])
+            cost = "no known price" if model["cost"] is None else cost_in_words(model)
             counted = f"{model['requests']:,} requests", f"{model['usage']['total_tokens']:,} tokens", cost
             yield "" if place else "models", [f"{_short(printable(name))}: {counted[0]}", *counted[1:]]
     if latency["max"] is not None:
@@ -132,13 +140,27 @@ def _rows(summary: Mapping[str, Any]) -> Iterable[tuple[str, list[str]]]:
         )
 
 
-def _tokens(usage: Mapping[str, int]) -> list[str]:
+def unlisted_of(summary: Mapping[str, Any]) -> int:
+    """`unlisted_tokens` of the whole job."""
+    # By model, so that one whose totals are too small hides nothing of the others.
+    return sum(unlisted_tokens(model["usage"]) for model in summary["models"].values())
+
+
+def at_least(summary: Mapping[str, Any]) -> str:
+    """What to say in front of the job's cost."""
+    return "at least " if summary["usage"]["unknown"] or unlisted_of(summary) else ""
+
+
+def _tokens(summary: Mapping[str, Any]) -> list[str]:
+    usage = summary["usage"]
     cached = f" ({usage['cached_tokens']:,} cached)" if usage["cached_tokens"] else ""
     reasoning = f" ({usage['reasoning_tokens']:,} reasoning)" if usage["reasoning_tokens"] else ""
     parts = [
         f"{usage['prompt_tokens']:,} prompt{cached}",
         f"{usage['completion_tokens']:,} completion{reasoning}",
     ]
+    if unlisted := unlisted_of(summary):
+        parts.append(f"{unlisted:,} more in the totals alone (in no cost)")
     if usage["unknown"]:
         parts.append(f"not known of {usage['unknown']:,} answers")
     return parts
@@ -155,8 +177,7 @@ def _cost(summary: Mapping[str, Any]) -> list[str]:
     if batch := cost.get("batch_total"):
         more.append(f"{dollars(batch)} at the provider's batch price")
     if cost["total"] is not None:
-        at_least = "at least " if summary["usage"]["unknown"] else ""
-        return [f"{at_least}{dollars(cost['total'])} ({note})", *more]
+        return [f"{at_least(summary)}{dollars(cost['total'])} ({note})", *more]
     told: list[str] = []
     untold: list[str] = []
     for name in cost["unpriced_models"]:
@@ -166,7 +187,7 @@ def _cost(summary: Mapping[str, Any]) -> list[str]:
     unknown = [f"no known price for {told[0]}", *told[1:]] if told else []
     unknown += [f"tokens not told by {untold[0]}", *untold[1:]] if untold else []
     return (
-        [f"{dollars(cost['known_total'])} for what has a price ({note})", *more, *unknown]
+        [f"{at_least(summary)}{dollars(cost['known_total'])} for what has a price ({note})", *more, *unknown]
         if cost["known_total"]
         else unknown + more
     )

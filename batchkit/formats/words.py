@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-__all__ = ["amount", "cost_in_words", "dollars", "duration", "moment", "printable"]
+__all__ = ["amount", "cost_in_words", "dollars", "duration", "moment", "printable", "unlisted_tokens"]
 
 
 def printable(text: str) -> str:
@@ -51,8 +51,19 @@ def amount(value: float) -> str:
 def cost_in_words(figures: Mapping[str, Any]) -> str:
     """The cost of some answers, as `$1.23`, or as far as it is known."""
     if figures["cost"] is not None:
-        return dollars(figures["cost"])
+        usage = figures["usage"]
+        at_least = "at least " if usage["unknown"] or unlisted_tokens(usage) else ""
+        return f"{at_least}{dollars(figures['cost'])}"
     return f"{dollars(figures['known_cost'])} + ?" if figures["known_cost"] else "not known"
+
+
+def unlisted_tokens(usage: Mapping[str, int]) -> int:
+    """Tokens in the totals of answers and in neither part of them: billed, and in no cost.
+
+    Google and xAI leave what a model thought out of the completion's tokens.
+    """
+    # Some answers' totals are less than their parts.
+    return max(0, usage["total_tokens"] - usage["prompt_tokens"] - usage["completion_tokens"])
 
 
 def moment(unix_time: float) -> str:

@@ -54,6 +54,13 @@ def test_the_table_has_the_groups_with_most_tokens_first():
     )
 
 
+def test_a_group_with_tokens_in_the_totals_alone_costs_at_least_what_is_told():
+    grok = GroupFigures(
+        1, 0, 1, Figures(1, Usage(32, 9, 135, 0, 94), 0, Decimal("0.0002"), Decimal("0.0002"))
+    )
+    assert rendered({"grok": grok}).endswith("  at least $0.0002\n")
+
+
 def test_a_key_that_no_request_has_is_said_so():
     assert rendered({"(none)": NONE}) == rendered({}) == "No request of the job has metadata.team.\n"
 

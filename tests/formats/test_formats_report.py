@@ -147,6 +147,20 @@ def test_what_the_figures_leave_out_is_said():
     assert "4 answers came without usage; tokens and cost leave them out." in told
 
 
+def test_tokens_in_the_totals_alone_are_said_to_be_in_no_cost():
+    models = {
+        "grok-4": ModelFigures(1, Usage(32, 9, 135, 0, 94), Decimal("0.25")),
+        "less": ModelFigures(1, Usage(500, 50, 5), Decimal("0.5")),
+    }
+    told = page(models=models, unpriced_models=(), known_cost=Decimal("0.75"))[1].text
+    assert (
+        "94 tokens are in the totals of answers alone; they are billed, and the cost leaves them out." in told
+    )
+    assert "at least $0.7500" in told
+    assert "at least $0.2500" in told
+    assert "at least $0.5000" not in told
+
+
 def test_what_failures_and_retries_cost_has_a_table_of_its_own():
     outcomes = OutcomeFigures(
         Figures(90, Usage(1000, 100, 1100), 0, Decimal("1.25"), Decimal("1.25")),

@@ -232,6 +232,24 @@ def test_a_cost_without_all_usage_is_a_lower_bound():
     assert "not known of 3 answers" in render(summary(unknown_usage=3))
 
 
+GROK = ModelFigures(1, Usage(32, 9, 135, 0, 94), Decimal("0.0002"))
+SMALLER = ModelFigures(1, Usage(500, 50, 5), Decimal("0.0001"))
+"""A total that is less than its parts."""
+
+
+def test_tokens_in_the_totals_alone_are_told_and_make_the_cost_a_lower_bound():
+    told = render(summary(models={"grok-4": GROK, "small": SMALLER}, known_cost=Decimal("0.0003")))
+    assert "59 completion (94 reasoning), 94 more in the totals alone (in no cost)\n" in told
+    assert "cost        at least $0.0003 (list prices)" in told
+    assert "grok-4: 1 requests, 135 tokens, at least $0.0002\n" in told
+    assert "small: 1 requests, 5 tokens, $0.0001\n" in told
+    partial = render(summary(models={"grok-4": GROK}, unpriced_models=("mine",)))
+    assert "cost        at least $0.0128 for what has a price" in partial
+    less = render(summary(models={"small": SMALLER}))
+    assert "totals alone" not in less
+    assert "at least" not in less
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

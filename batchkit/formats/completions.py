@@ -129,7 +129,8 @@ def _read_usage(usage: Any) -> Usage | None:
         prompt,
         completion,
         total,
-        _detail(of_prompt, "cached_tokens"),
+        # A sum cannot tell whose cached tokens were too many, and would take them off the price of other prompts.
+        min(prompt, _detail(of_prompt, "cached_tokens")),
         _detail(of_completion, "reasoning_tokens"),
     )
 

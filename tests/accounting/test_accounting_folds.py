@@ -188,7 +188,10 @@ def fold(folder):
                 if taken is None:
                     cell["unknown"] += 1
                     continue
-                cached = taken.get("prompt_tokens_details", taken).get("cached_tokens", 0)
+                cached = min(
+                    taken["prompt_tokens"],
+                    taken.get("prompt_tokens_details", taken).get("cached_tokens", 0),
+                )
                 cell["prompt_tokens"] += taken["prompt_tokens"]
                 cell["completion_tokens"] += taken["completion_tokens"]
                 cell["total_tokens"] += taken["total_tokens"]
@@ -265,6 +268,27 @@ async def test_the_summary_says_what_an_independent_fold_says(tmp_path, read, an
     cost = summary["cost"]
     assert nanodollars(cost.get("known_total", cost["total"])) == whole["nanodollars"]
     assert cost["unpriced_models"] == [name for name in sums if name not in NANODOLLARS]
+
+
+async def test_an_answer_with_more_cached_tokens_than_its_prompt_has_takes_nothing_off_another(tmp_path):
+    taken = [
+        {"prompt_tokens": 10, "completion_tokens": 0, "prompt_tokens_details": {"cached_tokens": 1000}},
+        {"prompt_tokens": 990, "completion_tokens": 0},
+    ]
+    body = next(iter(made_answers().values()))
+    answers = [http(200, changed(body, model="m", usage=usage)) for usage in taken]
+    messages = [json.dumps({"model": "m", "messages": [{"role": "user", "content": "a"}]}) + "\n"]
+    (tmp_path / "in.jsonl").write_text("".join(messages * 2))
+    async with ScriptedServer(*answers).listening() as base_url:
+        summary = await batchkit.arun(
+            tmp_path / "in.jsonl",
+            tmp_path / "results.jsonl",
+            base_url=base_url,
+            prices={"m": {"prompt": 1, "completion": 1, "cached": Decimal("0.1")}},
+            progress="off",
+        )
+    assert summary["usage"]["cached_tokens"] == 10
+    assert summary["cost"]["total"] == 0.000991
 
 
 async def test_groups_by_metadata_add_up_to_the_summary(tmp_path):

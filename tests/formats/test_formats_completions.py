@@ -154,6 +154,10 @@ def test_a_byte_order_mark_does_not_cost_the_answer():
             },
             Usage(3, 2, 5),
         ),
+        (
+            {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}},
+            Usage(3, 2, 5, 3),
+        ),
         (None, None),
         ([], None),
         ({}, None),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from html import escape
 from math import ceil, floor, log10
 from typing import Any, Final
@@ -54,12 +55,15 @@ _TOO_FAR: Final = 3.0
 _SHOWN_PAUSE: Final = 8.0
 _APART: Final = 74.0
 """Between the middles of two times of day."""
+_DATES_APART: Final = 100.0
+"""The same with a year in the date below, which may begin at the first of them."""
 _TICKS_S: Final = (
     *(1, 2, 5, 10, 15, 30),
     *(60, 120, 300, 600, 900, 1800),
     *(3600, 7200, 10800, 21600, 43200),
 )
 _DAY_S: Final = 86400
+_UNITS: Final = ((1.0, "a second"), (60.0, "a minute"), (3600.0, "an hour"), (86400.0, "a day"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +126,9 @@ def draw_over_time(summary: Mapping[str, Any]) -> str:
 def _panels(over_time: Mapping[str, Any]) -> Iterator[_Panel]:
     limits = {kind: [values for _, values in largest] for kind, largest in _largest(over_time).items()}
     results, ended = rates(over_time, "results"), rates(over_time, "results", "failures")
-    a_minute = "requests_per_min" in limits or max(ended) < 1
-    factor, unit = (60.0, "minute") if a_minute else (1.0, "second")
+    factor, unit = (60.0, "a minute") if "requests_per_min" in limits else _unit(top_of(ended))
     yield _Panel(
-        f"answers a {unit}",
+        f"answers {unit}",
         130,
         _most(factor * top_of(ended), limits.get("requests_per_min", ())),
         (("failures", [factor * rate for rate in ended]), ("results", [factor * rate for rate in results])),
@@ -139,9 +142,12 @@ def _panels(over_time: Mapping[str, Any]) -> Iterator[_Panel]:
         yield _Panel("most in flight", 50, _most(0.0, limits["in_flight"]), (), limits["in_flight"])
     if any(over_time["refused"]):
         refused = [factor * rate for rate in rates(over_time, "refused")]
-        yield _Panel(
-            f"refused a {unit}, where their requests ended", 44, max(refused), (("refused", refused),)
-        )
+        yield _Panel(f"refused {unit}, where their requests ended", 44, max(refused), (("refused", refused),))
+
+
+def _unit(highest: float) -> tuple[float, str]:
+    """The seconds and the words of the shortest unit of time in which one answer ends at the `highest` rate that is drawn."""
+    return next((unit for unit in _UNITS if unit[0] * highest >= 1), _UNITS[-1])
 
 
 def _most(highest: float, lines: Sequence[Sequence[float | None]]) -> float:
@@ -242,7 +248,7 @@ def _scale(most: float, height: int) -> tuple[float, float]:
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 10 or value == round(value) else f"{Decimal(f'{value:.3g}'):f}"
 
 
 # --- the time ---
@@ -259,14 +265,17 @@ def _pauses(time: _Time, bottom: float) -> Iterator[str]:
 
 
 def _axis(time: _Time, bottom: float) -> Iterator[str]:
-    """Times of day, and below them the date where it is another one."""
+    """Times of day, or days, and below them the date or the year where it is another one."""
     yield f'<text class="small" x="0" y="{bottom + 12:g}">UTC</text>'
     step = _tick_s(time)
     free, date = _LEFT - 1.0, ""
+    ends = time.start[0], time.start[-1] + time.width_s
+    is_of_years = len({datetime.fromtimestamp(end, UTC).year for end in ends}) > 1
+    apart = _DATES_APART if is_of_years and step < _DAY_S else _APART
     for at, x in _ticks(time, step):
         if x < free:
             continue
-        free = x + _APART
+        free = x + apart
         moment_ = datetime.fromtimestamp(at, UTC)
         today = f"{moment_:%b} {moment_.day}"
         # The first and the last would reach beyond the drawing.
@@ -275,9 +284,12 @@ def _axis(time: _Time, bottom: float) -> Iterator[str]:
         clock = f"{moment_:%H:%M:%S}" if step < 60 else f"{moment_:%H:%M}" if step < _DAY_S else today
         yield f'<line class="base" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom - 4:g}" y2="{bottom:g}"/>'
         yield f'<text class="small {place}" x="{x:.1f}" y="{bottom + 12:g}">{clock}</text>'
-        if today not in (date, clock):
-            yield f'<text class="small {place}" x="{x:.1f}" y="{bottom + 26:g}">{today}</text>'
-            date = today
+        below = today if step < _DAY_S else ""
+        if is_of_years:
+            below = f"{moment_:%Y-%m-%d}" if step < _DAY_S else f"{moment_:%Y}"
+        if below not in ("", date):
+            yield f'<text class="small {place}" x="{x:.1f}" y="{bottom + 26:g}">{below}</text>'
+            date = below
 
 
 def _tick_s(time: _Time) -> int:

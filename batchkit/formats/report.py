@@ -17,6 +17,11 @@ from batchkit.formats.words import amount, cost_in_words, dollars, duration, mom
 __all__ = ["render_html"]
 
 _MOST_BARS = 12
+_WIDTH = 700
+_BAR = 590
+"""The longest bar of a chart, beside a number of up to 13 characters."""
+_NAME_CHARS = 56
+"""So many of the widest letters are as wide as a chart."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2430; --soft: #5c6675; --line: #dfe3ea; --page: #f6f7f9; --card: #fff;
@@ -30,14 +35,14 @@ body { margin: 0; padding: 2rem 1rem; background: var(--page); color: var(--ink)
 main { max-width: 60rem; margin: auto; }
 h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.05rem; margin: 0 0 .6rem; }
-p { margin: .3rem 0; } .soft { color: var(--soft); }
+p { margin: .3rem 0; overflow-wrap: anywhere; } .soft { color: var(--soft); }
 .badge { font-size: .85rem; font-weight: 600; padding: .15rem .6rem; border-radius: 1rem; color: #fff;
   background: var(--soft); vertical-align: middle; }
 .badge.completed { background: var(--good); } .badge.stopped, .badge.interrupted { background: var(--bad); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: 1rem 1.2rem;
   margin-top: 1rem; overflow-x: auto; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1rem; }
-.figures b { display: block; font-size: 1.5rem; line-height: 1.3; } .figures span { color: var(--soft); }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; } .figures div { flex: 1 0 9.5rem; max-width: 100%; }
+.figures b { display: block; font-size: 1.5rem; line-height: 1.3; overflow-wrap: break-word; } .figures span { color: var(--soft); }
 .done { display: flex; height: .8rem; margin: 1rem 0 .6rem; border-radius: .4rem; overflow: hidden; background: var(--wait); }
 .done i { display: block; } .done .bad { min-width: 3px; } .good { background: var(--good); } .bad { background: var(--bad); }
 table { border-collapse: collapse; width: 100%; }
@@ -139,12 +144,14 @@ def _models(summary: Mapping[str, Any]) -> str:
     if not models:
         return ""
     most = max(max(_sides(model["usage"])) for _, model in models) or 1
+    # Numbers stand behind their bars, so the longest bar has to leave room for the longest number.
+    longest = min(_BAR, _WIDTH - 6 - 8 * len(f"{most:,}"))
     bars = []
     for place, (name, model) in enumerate(models[:_MOST_BARS]):
         top = place * 46
-        bars.append(f'<text x="0" y="{top + 12}">{_text(_short(name))}</text>')
+        bars.append(f'<text x="0" y="{top + 12}">{_text(_short(printable(name), _NAME_CHARS))}</text>')
         for offset, kind, count in zip((17, 29), ("one", "two"), _sides(model["usage"]), strict=True):
-            bars.append(_bar(top + offset, kind, count / most, f"{count:,}"))
+            bars.append(_bar(top + offset, kind, longest * count / most, f"{count:,}"))
     height = 46 * min(len(models), _MOST_BARS)
     rows = [
         (
@@ -216,7 +223,8 @@ def _latency(summary: Mapping[str, Any]) -> str:
     for place, name in enumerate(("p50", "p90", "p99", "max")):
         top = place * 22
         bars.append(f'<text x="0" y="{top + 12}">{name}</text>')
-        bars.append(_bar(top + 3, "one", latency[name] / longest, f"{amount(latency[name])} s", left=40))
+        width = (_BAR - 40) * latency[name] / longest
+        bars.append(_bar(top + 3, "one", width, f"{amount(latency[name])} s", left=40))
     return _section("Latency of the last attempts", _svg(22 * 4, bars))
 
 
@@ -262,11 +270,11 @@ def _table(
 
 
 def _svg(height: int, shapes: Iterable[str]) -> str:
-    return f'<svg viewBox="0 0 700 {height}" role="img">{"".join(shapes)}</svg>\n'
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">{"".join(shapes)}</svg>\n'
 
 
-def _bar(top: int, kind: str, share: float, label: str, left: int = 0) -> str:
-    width = max(1.0, (590 - left) * share)
+def _bar(top: int, kind: str, width: float, label: str, left: int = 0) -> str:
+    width = max(1.0, width)
     return (
         f'<rect class="{kind}" x="{left}" y="{top}" width="{width:.1f}" height="10" rx="2"/>'
         f'<text x="{left + width + 6:.1f}" y="{top + 9}">{label}</text>'

@@ -181,6 +181,17 @@ def test_many_models_all_stand_in_the_table_but_not_all_in_the_chart():
     assert all(name in read.text for name in models)
 
 
+def test_names_and_numbers_stay_within_the_chart():
+    wide, most = "W" * 200, 9_876_543_210_123
+    html, read = page(models={wide: ModelFigures(1, Usage(most, 0, most), Decimal(0))}, latency_s=None)
+    chart = html[html.index("<svg") : html.index("</svg>")]
+    assert f">{'W' * 55}…<" in chart
+    assert wide in read.text
+    number = re.search(rf'x="([0-9.]+)" y="[0-9]+">{most:,}<', chart)
+    assert number is not None
+    assert float(number[1]) + 8 * len(f"{most:,}") <= 700
+
+
 # --- over time -----------------------------------------------------------------------------------------------------
 
 NOON = 1763812800.0
@@ -313,3 +324,38 @@ def test_times_of_day_fit_the_length_of_the_job(width, bins, words):
     stands = [float(attrs["x1"]) for attrs in shapes["base"] if attrs["x1"] == attrs["x2"]]
     assert 1 < len(stands) < 12
     assert all(later - earlier >= 60 for earlier, later in pairwise(stands[1:]))
+
+
+def test_days_of_several_years_have_the_year_below_where_it_is_another():
+    _, text = drawn(course(100, width=2.0**20, start=NOON // 2.0**20 * 2.0**20), 2.0**20)
+    assert "UTCDec 182025May 72026Sep 24Feb 112027Jul 1Nov 18Apr 62028Aug 24Jan 112029" in text
+
+
+def test_runs_in_several_years_have_dates_with_the_year_that_stand_apart():
+    shapes, text = drawn([each for run in range(12) for each in course(8, start=NOON + run * 40 * 86400)])
+    assert "12:00:002025-11-2212:00:002026-02-10" in text
+    stands = [float(attrs["x1"]) for attrs in shapes["base"] if attrs["x1"] == attrs["x2"]]
+    assert all(later - earlier >= 100 for earlier, later in pairwise(stands))
+
+
+@pytest.mark.parametrize(
+    ("width", "answers", "told"),
+    [
+        (2048.0, 8, "answers an hour51015UTC"),
+        (2.0**20, 1, "answers a day0.050.1UTC"),
+        (2.0**33, 1, "answers a day0.0000050.000010.000015UTC"),
+    ],
+)
+def test_a_slow_rate_is_told_in_a_unit_that_makes_its_figures_readable(width, answers, told):
+    start = NOON // width * width
+    assert told in drawn(course(3, width=width, start=start, results=answers), width)[1]
+
+
+def test_a_burst_does_not_choose_the_unit_of_what_follows():
+    bins = course(1, width=1024.0, results=2000) + course(
+        99, width=1024.0, start=NOON + 1024, results=1, refused=1
+    )
+    text = drawn(bins, 1024.0)[1]
+    assert "answers an hour" in text
+    assert "refused an hour" in text
+    assert "↑ 7,031" in text

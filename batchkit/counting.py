@@ -47,6 +47,8 @@ def count_lines(lines: Iterable[Line], defaults: Mapping[str, Any]) -> Demand:
             continue
         body = orjson.loads(request.body)
         count = count_prompt(body)
+        demand.images += count.images
+        demand.uncounted += count.uncounted
         demand.add(
             request.model,
             count.tokens,

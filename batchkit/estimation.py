@@ -90,6 +90,8 @@ def estimate_input(
         {name: _figures(each, basis) for name, each in forecasts.models.items()},
         basis,
         invalid=demand.invalid,
+        images=demand.images,
+        uncounted=demand.uncounted,
     )
 
 

@@ -56,6 +56,14 @@ def test_more_processes_come_to_the_same():
     assert whole(together).requests == 5 + 1 + 180
 
 
+def test_what_is_guessed_and_what_is_left_out_of_a_count_is_told_by_all_processes():
+    parts = [{"type": "image_url", "image_url": {"url": "https://x"}}, {"type": "input_audio"}]
+    lines = [line(index, messages=[{"role": "user", "content": parts}]) for index in range(6)]
+    demand = whole(count_pieces([lines[:3], lines[3:]], DEFAULTS, 2, at_once_bytes=0))
+    assert (demand.images, demand.uncounted) == (6, 6)
+    assert Demand.from_state(demand.state()) == demand
+
+
 def test_a_small_input_starts_no_process(monkeypatch):
     monkeypatch.setattr(counting.subprocess, "Popen", None)
     assert whole(count_pieces(PIECES, DEFAULTS, 8)).requests == 186

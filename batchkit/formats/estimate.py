@@ -29,6 +29,9 @@ _ENDS = ("low", "expected", "high")
 Range = tuple[Decimal, Decimal, Decimal | None]
 """Low, expected and high in US dollars; no high where nothing bounds it."""
 
+_Row = tuple[str, Sequence[str]]
+"""A label and its cells."""
+
 
 @dataclass(frozen=True, slots=True)
 class Figures:
@@ -75,8 +78,19 @@ class Basis:
     pilot: Pilot | None = None
 
 
-def build(total: Figures, models: Mapping[str, Figures], basis: Basis, *, invalid: int) -> dict[str, Any]:
-    """The estimate of an input, `invalid` of whose lines are no requests."""
+def build(
+    total: Figures,
+    models: Mapping[str, Figures],
+    basis: Basis,
+    *,
+    invalid: int,
+    images: int = 0,
+    uncounted: int = 0,
+) -> dict[str, Any]:
+    """The estimate of an input, `invalid` of whose lines are no requests.
+
+    The tokens of `images` are guessed, and those of `uncounted` parts, such as sound and files, are left out.
+    """
     pilot = basis.pilot
     return {
         **_figures(total),
@@ -92,7 +106,10 @@ def build(total: Figures, models: Mapping[str, Figures], basis: Basis, *, invali
             "latency_s": None if pilot.latency_s is None else round(pilot.latency_s, 4),
             "simulated": pilot.simulated,
         },
-        "assumptions": _assumptions(total, models, basis),
+        "assumptions": {
+            "prompt_tokens": _how_prompts_are_counted(images, uncounted, exact=total.exact == total.requests),
+            **_assumptions(total, models, basis),
+        },
     }
 
 
@@ -131,7 +148,6 @@ def _number(amount: Decimal | None) -> float | None:
 
 
 def _assumptions(total: Figures, models: Mapping[str, Figures], basis: Basis) -> dict[str, str]:
-    exact = total.exact == total.requests
     measured = [name for name, model in models.items() if model.measured]
     low = "1 token an answer, the least that is billed"
     expected = (
@@ -154,15 +170,30 @@ def _assumptions(total: Figures, models: Mapping[str, Figures], basis: Basis) ->
     on = "" if basis.price_date is None else f" of {basis.price_date}"
     own = f", before it those given for {_some(basis.given_prices)}" if basis.given_prices else ""
     return {
-        "prompt_tokens": "counted as they are billed"
-        if exact
-        else "counted as they are billed where the tokenizer and the framing are public, else with OpenAI's o200k_base",
         "low": low,
         "expected": expected,
         "high": high,
         "cost": f"list prices ({basis.price_list}{on}){own}; no prompt is taken from a cache",
         "seconds": _what_bounds(basis),
     }
+
+
+def _how_prompts_are_counted(images: int, uncounted: int, *, exact: bool) -> str:
+    told = "counted as they are billed"
+    if not exact:
+        told += " where the tokenizer and the framing are public, else with OpenAI's o200k_base"
+    if images:
+        told += (
+            f"; those of {_parts(images, 'image', 'images')} are guessed, as if each had 1024x1024 pixels, by what OpenAI or "
+            "Anthropic publish for the model, and for others by gpt-4o's"
+        )
+    if uncounted:
+        told += f"; those of {_parts(uncounted, 'part', 'parts')} with sound, files or the like are not counted at all"
+    return told
+
+
+def _parts(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
 
 
 def _what_bounds(basis: Basis) -> str:
@@ -194,16 +225,17 @@ def _lines(estimate: Mapping[str, Any], width: int) -> Iterable[str]:
         "time", "not known" if estimate["seconds"] is None else f"at least {duration(estimate['seconds'])}"
     )
     yield ""
-    yield _table_row("", _ENDS)
-    yield _table_row("completion tokens", _cells(estimate["completion_tokens"], "{:,}".format))
+    rows: list[_Row] = [
+        ("", _ENDS),
+        ("completion tokens", _cells(estimate["completion_tokens"], "{:,}".format)),
+    ]
     unpriced = [printable(name) for name in cost["unpriced_models"]]
     is_partial = 0 < len(unpriced) < len(estimate["models"])
-    yield _table_row(
-        "cost of what has a price" if is_partial else "cost",
-        _cells({end: cost[f"known_{end}" if is_partial else end] for end in _ENDS}, dollars),
-    )
+    known = _cells({end: cost[f"known_{end}" if is_partial else end] for end in _ENDS}, dollars)
+    rows.append(("cost of what has a price" if is_partial else "cost", known))
     if estimate["batch_cost"] is not None and estimate["requests"]:
-        yield _table_row("by the batch API", _cells(estimate["batch_cost"], dollars))
+        rows.append(("by the batch API", _cells(estimate["batch_cost"], dollars)))
+    yield from _table(rows)
     if len(estimate["models"]) > 1:
         yield from _models(estimate["models"])
     yield ""
@@ -229,17 +261,16 @@ def _folded(text: str, width: int) -> list[str]:
 
 def _models(models: Mapping[str, Any]) -> Iterable[str]:
     yield ""
-    yield _table_row("model", ("requests", "prompt tokens", "expected cost"))
+    rows: list[_Row] = [("model", ("requests", "prompt tokens", "expected cost"))]
     for name, model in list(models.items())[:_NAMES]:
         expected = model["cost"]["expected"]
-        yield _table_row(
-            _short(printable(name)),
-            (
-                f"{model['requests']:,}",
-                f"{model['prompt_tokens']:,}",
-                "no known price" if expected is None else dollars(expected),
-            ),
+        cells = (
+            f"{model['requests']:,}",
+            f"{model['prompt_tokens']:,}",
+            "no known price" if expected is None else dollars(expected),
         )
+        rows.append((_short(printable(name)), cells))
+    yield from _table(rows)
     if len(models) > _NAMES:
         yield f"  and {len(models) - _NAMES:,} more"
 
@@ -259,8 +290,10 @@ def _row(label: str, text: str) -> str:
     return f"  {label:<{_LABEL}}  {text}"
 
 
-def _table_row(label: str, cells: Iterable[str]) -> str:
-    return f"  {label:<{_LABEL}}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)
+def _table(rows: Sequence[_Row]) -> Iterable[str]:
+    width = max(_COLUMN, 2 + max(len(cell) for _, cells in rows for cell in cells))
+    for label, cells in rows:
+        yield f"  {label:<{_LABEL}}" + "".join(f"{cell:>{width}}" for cell in cells)
 
 
 def _some(names: Sequence[str]) -> str:

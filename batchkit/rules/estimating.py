@@ -52,13 +52,18 @@ Cells = dict[str, dict[int, list[int]]]
 
 
 class Demand:
-    """What the requests of an input ask for, added up. `invalid` counts the lines that are none."""
+    """What the requests of an input ask for, added up. `invalid` counts the lines that are none.
 
-    __slots__ = ("_cells", "invalid")
+    `images` and `uncounted` count the parts of prompts whose tokens are guessed, and are in no count.
+    """
+
+    __slots__ = ("_cells", "images", "invalid", "uncounted")
 
     def __init__(self) -> None:
         self._cells: Cells = {}
         self.invalid = 0
+        self.images = 0
+        self.uncounted = 0
 
     def add(
         self, model: str | None, prompt_tokens: int, *, exact: bool, answers: int, max_tokens: int | None
@@ -82,6 +87,8 @@ class Demand:
     def merge(self, other: Demand) -> None:
         """Add all that `other` was told."""
         self.invalid += other.invalid
+        self.images += other.images
+        self.uncounted += other.uncounted
         for model, bands in other._cells.items():
             name = admit(self._cells, model, _MAX_MODELS, _add_bands)
             _add_bands(self._cells.setdefault(name, {}), bands)
@@ -103,6 +110,8 @@ class Demand:
         """All of it as JSON values; `from_state` gives it back."""
         return {
             "invalid": self.invalid,
+            "images": self.images,
+            "uncounted": self.uncounted,
             "models": {
                 model: {str(band): cell for band, cell in bands.items()}
                 for model, bands in self._cells.items()
@@ -113,7 +122,9 @@ class Demand:
     def from_state(cls, state: Any) -> Demand:
         """The demand whose `state` this is."""
         demand = cls()
-        demand.invalid = state["invalid"]
+        demand.invalid, demand.images, demand.uncounted = (
+            state[name] for name in ("invalid", "images", "uncounted")
+        )
         demand._cells = {
             model: {int(band): list(cell) for band, cell in bands.items()}
             for model, bands in state["models"].items()

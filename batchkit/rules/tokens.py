@@ -44,11 +44,27 @@ _FAMILIES = (
     ("gpt-35", "cl100k_base", True),
 )
 
+_IMAGES = (
+    # What a model's name begins with, its tokens for an image of 1024x1024 pixels, and for one with `detail: "low"`.
+    ("gpt-4o-mini", 25_501, 2_833),
+    ("gpt-4.1-mini", 1_659, 1_659),
+    ("gpt-4.1-nano", 2_519, 2_519),
+    ("gpt-5-mini", 1_659, 1_659),
+    ("gpt-5-nano", 2_519, 2_519),
+    ("gpt-5", 630, 70),
+    ("o1", 675, 75),
+    ("o3", 675, 75),
+    ("o4-mini", 1_761, 1_761),
+    ("claude", 1_398, 1_398),
+    ("", 765, 85),
+)
+"""From https://platform.openai.com/docs/guides/images-vision (Calculating costs), where an image is four tiles and a base, or 1,024
+patches times a factor whatever its detail, and from https://docs.claude.com/en/docs/build-with-claude/vision (pixels / 750). The
+last is gpt-4o's, and taken for all others. First match wins."""
+
 _PER_PROMPT = 3
 _PER_MESSAGE = 3
 _PER_NAME = 1
-_PER_SMALL_IMAGE = 85
-_PER_IMAGE = 765
 
 _SHORT = 2_000
 """Roles and system prompts come again and again, and 512 texts of so many characters are at most a few megabytes."""
@@ -56,10 +72,15 @@ _SHORT = 2_000
 
 @dataclass(frozen=True, slots=True)
 class PromptCount:
-    """`tokens` of a prompt; `exact` when that is what is billed, false when it is an estimate."""
+    """`tokens` of a prompt; `exact` when that is what is billed, false when it is an estimate.
+
+    The tokens of `images` are guessed; those of `uncounted` parts, such as sound and files, are not in it.
+    """
 
     tokens: int
     exact: bool
+    images: int = 0
+    uncounted: int = 0
 
 
 @lru_cache(maxsize=64)
@@ -69,11 +90,22 @@ def encoding_for(model: str | None) -> tuple[str, bool]:
     A provider in front (`openai/gpt-4o`, `@slug/gpt-4o`) and a fine-tuning prefix (`ft:`) are looked through.
     """
     if model is not None:
-        name = model.lower().rsplit("/", 1)[-1].removeprefix("ft:")
+        name = _bare(model)
         for prefix, encoding, known in _FAMILIES:
             if name.startswith(prefix):
                 return encoding, known
     return DEFAULT_ENCODING, False
+
+
+def _bare(model: str) -> str:
+    return model.lower().rsplit("/", 1)[-1].removeprefix("ft:")
+
+
+@lru_cache(maxsize=64)
+def _image_tokens(model: str) -> tuple[int, int]:
+    """The tokens of an image of 1024x1024 pixels, and of one with `detail: "low"`."""
+    name = _bare(model)
+    return next((usual, low) for prefix, usual, low in _IMAGES if name.startswith(prefix))
 
 
 def count_text(text: str, encoding: str = DEFAULT_ENCODING) -> int:
@@ -88,20 +120,23 @@ def count_prompt(body: Mapping[str, Any]) -> PromptCount:
     the JSON they are written in. All of these make the count inexact.
     """
     model = body.get("model")
-    encoding, exact = encoding_for(model if isinstance(model, str) else None)
-    tokens = _PER_PROMPT
+    model = model if isinstance(model, str) else None
+    encoding, exact = encoding_for(model)
+    tokens, images, uncounted = _PER_PROMPT, 0, 0
     messages = body.get("messages")
     if not isinstance(messages, list):
         return PromptCount(tokens, exact=False)
     for message in messages:
-        count = _count_message(message, encoding)
+        count = _count_message(message, encoding, model)
         tokens += count.tokens
         exact = exact and count.exact
+        images += count.images
+        uncounted += count.uncounted
     for value in (body.get("tools"), body.get("functions"), _schema(body.get("response_format"))):
         if value:
             tokens += _count_json(value, encoding)
             exact = False
-    return PromptCount(tokens, exact)
+    return PromptCount(tokens, exact, images, uncounted)
 
 
 def exact_prompt(request: Request) -> int | None:
@@ -112,30 +147,34 @@ def exact_prompt(request: Request) -> int | None:
     return count.tokens if count.exact else None
 
 
-def _count_message(message: Any, encoding: str) -> PromptCount:
+def _count_message(message: Any, encoding: str, model: str | None) -> PromptCount:
     if not isinstance(message, Mapping):
         return PromptCount(_PER_MESSAGE + _count_json(message, encoding), exact=False)
-    tokens, exact = _PER_MESSAGE, "content" in message
+    tokens, exact, images, uncounted = _PER_MESSAGE, "content" in message, 0, 0
     for key, value in message.items():
         if key == "content":
-            content = _count_content(value, encoding)
+            content = _count_content(value, encoding, model)
             tokens += content.tokens
             exact = exact and content.exact
+            images, uncounted = images + content.images, uncounted + content.uncounted
         elif key in ("role", "name") and isinstance(value, str):
             tokens += count_text(value, encoding) + (_PER_NAME if key == "name" else 0)
         elif value is not None:
-            tokens += _count_json(value, encoding)
             exact = False
-    return PromptCount(tokens, exact)
+            if key == "audio":
+                uncounted += 1
+            else:
+                tokens += _count_json(value, encoding)
+    return PromptCount(tokens, exact, images, uncounted)
 
 
-def _count_content(content: Any, encoding: str) -> PromptCount:
+def _count_content(content: Any, encoding: str, model: str | None) -> PromptCount:
     if isinstance(content, str):
         return PromptCount(count_text(content, encoding), exact=True)
     if not isinstance(content, list):
         return PromptCount(0 if content is None else _count_json(content, encoding), exact=False)
     # How several parts are joined is not published.
-    tokens, exact = 0, len(content) == 1
+    tokens, exact, images, uncounted = 0, len(content) == 1, 0, 0
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         text = part.get(kind) if kind in ("text", "refusal") else None
@@ -146,8 +185,12 @@ def _count_content(content: Any, encoding: str) -> PromptCount:
             if kind == "image_url":
                 image = part.get("image_url")
                 detail = image.get("detail") if isinstance(image, Mapping) else None
-                tokens += _PER_SMALL_IMAGE if detail == "low" else _PER_IMAGE
-    return PromptCount(tokens, exact)
+                usual, low = _image_tokens(model or "")
+                tokens += low if detail == "low" else usual
+                images += 1
+            else:
+                uncounted += 1
+    return PromptCount(tokens, exact, images, uncounted)
 
 
 def _schema(response_format: Any) -> Any:

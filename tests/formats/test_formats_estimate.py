@@ -1,6 +1,7 @@
 """An estimate says what is known, names what is not, and tells what each figure rests on."""
 
 import json
+import re
 from dataclasses import replace
 from decimal import Decimal
 
@@ -131,6 +132,23 @@ def test_the_text_is_a_table_that_fits():
     assert "  cost                               $0.0945           $0.1202             $2.06" in lines
     assert "  by the batch API                   $0.0473           $0.0601             $1.03" in lines
     assert all(len(line) <= 100 for line in lines)
+
+
+def test_large_numbers_leave_two_blanks_between_columns():
+    large = replace(MINI, requests=10**13, prompt_tokens=10**17, completion_tokens=(10**13, 10**17, 10**20))
+    lines = render(build(large, {"a": large, "b": large}, BASIS, invalid=0)).splitlines()
+    rows = {line.split()[0]: line for line in lines if len(re.findall(r"\d,000", line)) > 1}
+    assert re.split(" {2,}", rows["completion"].strip())[1:] == [f"{10**13:,}", f"{10**17:,}", f"{10**20:,}"]
+    assert re.split(" {2,}", rows["a"].strip())[1:] == [f"{10**13:,}", f"{10**17:,}", "$0.1202"]
+    assert len(rows["a"]) == len(rows["b"])
+
+
+def test_the_text_tells_of_images_and_sound():
+    estimate = build(MINE, {"mine": MINE}, BASIS, invalid=0, images=1200, uncounted=1)
+    told = " ".join(render(estimate).split())
+    assert "those of 1,200 images are guessed, as if each had 1024x1024 pixels" in told
+    assert "those of 1 part with sound, files or the like are not counted at all" in told
+    assert "guessed" not in render(build(MINE, {"mine": MINE}, BASIS, invalid=0))
 
 
 def test_the_text_names_what_is_not_known():

@@ -93,7 +93,38 @@ def test_an_image_is_not_counted_as_the_text_it_is_sent_in():
     assert not count.exact
     assert 765 < count.tokens < 1_000
     image["image_url"]["detail"] = "low"
-    assert count_prompt(user([image])) == PromptCount(3 + 3 + 1 + 85, exact=False)
+    assert count_prompt(user([image])) == PromptCount(3 + 3 + 1 + 85, exact=False, images=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "usual", "low"),
+    [
+        ("gpt-4o-mini-2024-07-18", 2_833 + 4 * 5_667, 2_833),
+        ("openai/ft:gpt-4o-mini:acme::abc", 2_833 + 4 * 5_667, 2_833),
+        ("gpt-4.1", 765, 85),
+        ("gpt-4.1-mini", 1_659, 1_659),
+        ("gpt-5", 630, 70),
+        ("gpt-5-nano", 2_519, 2_519),
+        ("o3", 675, 75),
+        ("o4-mini", 1_761, 1_761),
+        ("anthropic/claude-sonnet-4", 1_398, 1_398),
+        (None, 765, 85),
+    ],
+)
+def test_an_image_has_as_many_tokens_as_its_model_takes_for_it(model, usual, low):
+    for detail, tokens in ((None, usual), ("high", usual), ("low", low)):
+        image = {"type": "image_url", "image_url": {"url": "https://x", "detail": detail}}
+        count = count_prompt({**user([image, image]), "model": model})
+        assert count == PromptCount(7 + 2 * tokens, exact=False, images=2)
+
+
+def test_sound_and_files_are_told_and_not_counted():
+    sound = {"type": "input_audio", "input_audio": {"data": "A" * 10_000, "format": "wav"}}
+    file = {"type": "file", "file": {"file_id": "f"}}
+    assert count_prompt(user([sound, file])) == PromptCount(7, exact=False, uncounted=2)
+    heard = {"role": "assistant", "content": None, "audio": {"id": "audio_1"}}
+    count = count_prompt({"model": "gpt-4o-audio-preview", "messages": [heard]})
+    assert count == PromptCount(3 + 3 + 1, exact=False, uncounted=1)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def _refuse_misplaced_keys(settings: Settings, base_url: str, credentials: Crede
 
 
 def _checked(base_url: str, *, allow_http: bool) -> str:
-    """The URL, if it is one to send to, spelled as all spell it. No message repeats it: what stands in a wrong place may be a key."""
+    """The URL, if it is one to send to. No message repeats it: what stands in a wrong place may be a key."""
     try:
         parts = urlsplit(base_url)
         host = parts.hostname
@@ -88,8 +88,7 @@ def _checked(base_url: str, *, allow_http: bool) -> str:
         raise UsageError(
             f"http to {host} would send requests and keys in clear text; use https, or --allow-http if that is meant"
         )
-    # A job goes on with the endpoint that it began with.
-    return parts._replace(netloc=parts.netloc.lower()).geturl()
+    return base_url
 
 
 def _is_near(host: str) -> bool:

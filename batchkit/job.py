@@ -32,6 +32,7 @@ from batchkit.errors import (
     BatchkitError,
     Interrupted,
     JobDamaged,
+    JobError,
     OutputFull,
     OutputUnwritable,
     RunStopped,
@@ -57,6 +58,7 @@ from batchkit.parts import (
 )
 from batchkit.records import BadLine, Line, Outcome, Request, RunHeader
 from batchkit.rules.pricing import PriceList, cost_of
+from batchkit.rules.progress import DoneIndexes
 from batchkit.rules.spending import Spending
 from batchkit.rules.tally import Tally
 from batchkit.settings import Settings
@@ -165,7 +167,9 @@ class JobRun:
         self._state = JobState()
         self._pipeline: Pipeline | None = None
         self._job_id = ""
-        self._resumed = self._asks_again = False
+        self._resumed = False
+        self._asked_again = DoneIndexes()
+        """Requests that have failed before, in a job that has results."""
         self._counted = anyio.Event()
         self._audited = anyio.Event()
 
@@ -198,8 +202,8 @@ class JobRun:
             reopened = await self._clock.in_thread(lambda: reopen_failures(self._store, self._identity))
             if reopened is not None:
                 self._state = state = reopened
-        # What was asked again before, and is still open, failed before.
-        self._asks_again = state.superseded > 0 and state.ended[0] > 0
+        if state.ended[0]:
+            self._asked_again = await self._clock.in_thread(self._store.asked_again)
         self._job_id = settings.job_id or state.job_id or new_job_id(self._header.started_at)
         state.job_id = self._job_id
         state.limit = settings.limit
@@ -269,7 +273,7 @@ class JobRun:
             url=self._address.url,
             concurrency=concurrency,
             resumed=self._resumed,
-            asks_again=self._asks_again,
+            asked_again=self._asked_again,
             purse=purse,
         )
         writer = Writer(
@@ -490,7 +494,7 @@ class JobRun:
             elif state.limit is None:
                 state.total = len(state.done)
         unfinished = state.to_do is None or len(state.done) < state.to_do
-        if cause is not None and not unfinished and not writer_failed:
+        if cause is not None and not unfinished and not writer_failed and not isinstance(cause, JobError):
             # It was asked to stop when there was nothing left to stop.
             cause = None
         state.status = "completed"

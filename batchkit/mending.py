@@ -20,7 +20,6 @@ from batchkit.errors import UsageError
 from batchkit.formats.checkpoint import (
     Checkpoint,
     decode_checkpoint,
-    decode_standing,
     encode_checkpoint,
 )
 from batchkit.formats.results import LINE_BEGINS, BrokenLineError, OutputLine, decode
@@ -57,8 +56,7 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
 
     `offset` is where the bytes stood; `index` is None where it could not be read. `kept` counts the lines of results and
     failures that stay. `asked_again` are the requests whose only line was moved, as far as their indexes could be read;
-    `complete` is false where some could not, and where a file has no damage but is shorter than its checkpoint says. Files
-    without damage are left untouched.
+    `complete` is false where some could not, and where the checkpoint knows of more. Files without damage are left untouched.
 
     Raises UsageError where there is no such job, JobLocked while a run is working on it, OutputUnwritable where there is no
     room for the repaired file beside the damaged one.
@@ -68,8 +66,8 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
         raise UsageError(f"there is no job with the output {path}: the file does not exist")
     store = Store.open(path)
     try:
-        is_short = _is_short(store)
-        standing = _standing(store)
+        before = _state_of_checkpoint(store)
+        standing = None if before is None else before.standing()
         job_id = _job_of(store, standing)
         done = DoneIndexes()
 
@@ -98,11 +96,12 @@ def repair(output: str | os.PathLike[str]) -> dict[str, Any]:
         for piece in pieces
     ]
     lost = {index for file in (path, store.paths.errors) for piece in gone[file] for index in _indexes(piece)}
+    again = {index for index in lost if index not in done}
     return {
         "moved": moved,
         "kept": len(done),
-        "asked_again": sorted(index for index in lost if index not in done),
-        "complete": (bool(moved) or not is_short)
+        "asked_again": sorted(again),
+        "complete": (before is None or _is_all_of(before.done, done, again))
         and all(_is_told(piece, done) for file in (path, store.paths.errors) for piece in gone[file]),
     }
 
@@ -118,16 +117,13 @@ def _is_told(piece: _Piece, done: DoneIndexes) -> bool:
     return bool(indexes) and all(index not in done for index in indexes)
 
 
-def _is_short(store: Store) -> bool:
-    try:
-        standing = decode_standing(store.read_checkpoint() or b"")
-    except ValueError:
-        return False
-    results_bytes, errors_bytes = store.sizes
-    return results_bytes < standing.results_bytes or errors_bytes < standing.errors_bytes
+def _is_all_of(before: DoneIndexes, done: DoneIndexes, again: set[int]) -> bool:
+    return all(
+        index in done or index in again for start, end in before.intervals() for index in range(start, end)
+    )
 
 
-def _standing(store: Store) -> Checkpoint | None:
+def _state_of_checkpoint(store: Store) -> JobState | None:
     """What the checkpoint says of the job as a whole: a run whose first line is broken may be known from there alone."""
     try:
         state = JobState.of(decode_checkpoint(store.read_checkpoint() or b""))
@@ -135,7 +131,7 @@ def _standing(store: Store) -> Checkpoint | None:
         return None
     if state.status == "completed":
         state.status = "interrupted"
-    return state.standing()
+    return state
 
 
 def _job_of(store: Store, standing: Checkpoint | None) -> str | None:

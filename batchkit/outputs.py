@@ -117,9 +117,12 @@ class JobPaths:
         So too where what has the name of its failures is none of ours, or where either cannot be read.
         """
         self.refuse_anothers()
+        has_begun = _is_job(self.results)
         for path in self.logs:
             if not path.is_file():
                 continue  # whoever opens it says what it is
+            if has_begun and path != self.results:
+                continue  # what is none of ours in it now is damage
             try:
                 with path.open("rb") as stream:
                     if _is_ours(stream.fileno()):
@@ -137,30 +140,34 @@ class JobPaths:
     def refuse_anothers(self) -> None:
         """Raise UsageError where the job's files would be another's: its failures as the output, or all that stands beside it."""
         self._refuse_neighbours()
-        results = Path(os.path.realpath(self.results))
-        of_errors = _OF_ERRORS.fullmatch(results.name)
-        if of_errors is None:
-            return
-        for name in _alike(of_errors[1]):
-            job = JobPaths(results.with_name(name))
-            if job.results.is_file() and job.has_begun():
-                raise UsageError(
-                    f"{self.results} has failures of the job with the output {job.results}; name that"
-                )
+        for results in (self.results, Path(os.path.realpath(self.results))):
+            of_errors = _OF_ERRORS.fullmatch(results.name)
+            if of_errors is None:
+                continue
+            for name in _alike(of_errors[1]):
+                job = JobPaths(results.with_name(name))
+                if job.results.is_file() and (_is_job(job.results) or job.checkpoint.exists()):
+                    raise UsageError(
+                        f"{self.results} has failures of the job with the output {job.results}; name that"
+                    )
 
     def _refuse_neighbours(self) -> None:
-        if self.results.exists() and self.results.stat().st_size:
+        if _is_job(self.results) or (self.results.is_file() and not self.results.stat().st_size):
             return
+        has_side_files = self.errors.exists() or self.checkpoint.exists()
         for other in map(self.results.with_name, _alike(self._stem)):
-            if other != self.results and _begins_with_a_line(other):
+            # All requests of a job may have failed.
+            is_empty = other.is_file() and not other.stat().st_size
+            if other != self.results and (_is_job(other) or (is_empty and has_side_files)):
                 raise UsageError(
                     f"{other} is the output of another job, and the files beside {self.results} would have the names of "
                     "those beside it; name another output"
                 )
-
-    def has_begun(self) -> bool:
-        """Whether a job was begun with this output, rather than that something else has its name."""
-        return _begins_with_a_line(self.results) or self.checkpoint.exists()
+        for path in self.all:
+            if path != self.results and _holds_results(path):
+                raise UsageError(
+                    f"{path} is the output of another job, and has the name of a file beside {self.results}; name another output"
+                )
 
     @property
     def all(self) -> list[Path]:
@@ -284,13 +291,22 @@ def _alike(stem: str) -> Iterator[str]:
     return (stem + suffix for suffix in ("", *_SUFFIXES))
 
 
-def _begins_with_a_line(path: Path) -> bool:
+def _is_job(path: Path) -> bool:
+    """Whether a file has lines of ours in it, be they damaged."""
     try:
         with path.open("rb") as stream:
-            begun = stream.read(BEGINNING_BYTES)
-    except OSError:
+            return os.fstat(stream.fileno()).st_size > 0 and _is_ours(stream.fileno())
+    except (OSError, ValueError):
         return False
-    return bool(begun) and begins_line(begun)
+
+
+def _holds_results(path: Path) -> bool:
+    """Whether the first line of a file is one of an output, and not of failures."""
+    try:
+        line = next(read_output(path), None)
+    except (JobDamaged, OSError):
+        return False
+    return line is not None and line.outcome.succeeded
 
 
 def _is_ours(descriptor: int) -> bool:

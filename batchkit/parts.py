@@ -26,6 +26,7 @@ from batchkit.formats.headers import EndpointAddress, endpoint_address
 from batchkit.formats.requests import sent_body
 from batchkit.rules.pacing import Pacer
 from batchkit.rules.pricing import PriceList
+from batchkit.rules.progress import DoneIndexes
 from batchkit.rules.retry import RetryPolicy
 from batchkit.rules.retry_budget import RetryBudget
 from batchkit.rules.spending import Spending
@@ -100,12 +101,12 @@ def build_delivery(
     url: str,
     concurrency: int,
     resumed: bool = False,
-    asks_again: bool = False,
+    asked_again: DoneIndexes | None = None,
     purse: Purse | None = None,
 ) -> tuple[Gate, Delivery]:
     """What brings single requests to their outcomes at `url`, with the gate in front of it; `resumed` after earlier runs.
 
-    `asks_again` where failures are asked again in a job that has results.
+    `asked_again` are requests that have failed before, in a job that has results.
     `purse` pays for attempts where the run has a `max_cost`.
     """
     gate = Gate(
@@ -120,7 +121,7 @@ def build_delivery(
         gate=gate,
         policy=RetryPolicy(settings.max_attempts),
         budget=RetryBudget(concurrency),
-        stop_rule=StopRule(settings.defaults.get("model"), url=url, asks_again=asks_again),
+        stop_rule=StopRule(settings.defaults.get("model"), url=url, asked_again=asked_again),
         tracer=Tracer(job_id, secrets.randbits(64), resumed=resumed),
         stop=stop,
         clock=clock,

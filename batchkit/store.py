@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Final
 
 from batchkit.errors import JobLocked, OutputFull, OutputUnwritable, UsageError
+from batchkit.formats.checkpoint import decode_standing
 from batchkit.formats.results import BrokenLineError, OutputLine, decode, encode
-from batchkit.outputs import JobPaths, read_holder, read_output
+from batchkit.outputs import JobPaths, read_holder, read_output, scan_output
+from batchkit.rules.progress import DoneIndexes
 
 __all__ = ["Disk", "Store"]
 
@@ -109,11 +111,13 @@ class Store:
         except OSError as error:
             raise UsageError(f"cannot write beside {output}: {error.strerror}") from error
         try:
+            notices: list[str] = []
             if overwrite:
                 _move_aside(paths, disk)
             else:
-                _move_out_of_the_way(paths, disk)
+                notices = _move_out_of_the_way(paths, disk)
             store = cls(paths, lock, disk)
+            store.notices += notices
             # A file that is not in its folder on the disk is lost with the power, however well it was synced itself.
             disk.sync_folder(output.parent)
         except OSError as error:
@@ -175,6 +179,14 @@ class Store:
 
     def _next_superseded(self) -> Path:
         return self.paths.beside(f".errors.{len(self.paths.superseded()) + 1}.jsonl")
+
+    def asked_again(self) -> DoneIndexes:
+        """The requests with a failure in a `….errors.N.jsonl`. Raises JobDamaged at a broken line."""
+        found = DoneIndexes()
+        for path in self.paths.superseded():
+            for lines in scan_output(path):
+                found.add_all(lines.indexes)
+        return found
 
     def set_aside(self, lines: Iterable[OutputLine]) -> Path:
         """Write failures whose requests stay open to the next `….errors.N.jsonl`, in one step. Raises OutputUnwritable."""
@@ -406,26 +418,37 @@ def _move_aside(paths: JobPaths, disk: Disk) -> None:
     _rename(disk, *derived, *reversed(paths.superseded()), paths.errors, paths.results, paths.spending)
 
 
-def _move_out_of_the_way(paths: JobPaths, disk: Disk) -> None:
-    """Rename what has the names of a summary and a report though no job was begun here."""
-    if not (paths.checkpoint.exists() or any(map(_has_bytes, paths.logs))):
-        _rename(disk, paths.summary, paths.report)
+def _move_out_of_the_way(paths: JobPaths, disk: Disk) -> list[str]:
+    """Rename what has the names of files beside an output though no job was begun here. What was done, in words."""
+    if any(map(_has_bytes, paths.logs)) or _is_checkpoint(paths.checkpoint):
+        return []
+    moved = _rename(disk, paths.checkpoint, paths.summary, paths.report)
+    return [f"{path.name} was there before the job; it was moved to {target.name}" for path, target in moved]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        decode_standing(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _has_bytes(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0
 
 
-def _rename(disk: Disk, *paths: Path) -> None:
-    """Give files `….old-<time>` as their names, all with the same ending, and one that none of them took before."""
+def _rename(disk: Disk, *paths: Path) -> list[tuple[Path, Path]]:
+    """Give files `….old-<time>` as their names, all with the same ending, and one that none of them took before. Both names of each."""
     now = time.strftime(".old-%Y%m%d-%H%M%S")
     for ending in chain((now,), (f"{now}-{number}" for number in count(2))):
         targets = {path: path.with_name(path.name + ending) for path in paths}
         if not any(target.exists() for target in targets.values()):
             break
-    for path, target in targets.items():
-        if path.exists():
-            disk.rename(path, target)
+    moved = [(path, target) for path, target in targets.items() if path.exists()]
+    for path, target in moved:
+        disk.rename(path, target)
+    return moved
 
 
 def _last_line(descriptor: int, size: int) -> bytes:

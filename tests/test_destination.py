@@ -17,7 +17,7 @@ OPENAI = {"OPENAI_API_KEY": "sk-secret"}
     ("settings", "environ", "base_url"),
     [
         ({"base_url": "https://mine/v1/"}, {**PORTKEY, **OPENAI}, "https://mine/v1"),
-        ({"base_url": " HTTPS://Mine:8000/V1/\n"}, {}, "https://mine:8000/V1"),
+        ({"base_url": " https://mine:8000/v1/\n"}, {}, "https://mine:8000/v1"),
         ({}, {**PORTKEY, **OPENAI}, PORTKEY_BASE_URL),
         ({}, {**PORTKEY, "PORTKEY_BASE_URL": "https://gate/v1"}, "https://gate/v1"),
         ({}, OPENAI, OPENAI_BASE_URL),

@@ -179,6 +179,8 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
     for variable, value in environ.items():
         # One that is misspelt may have been meant as a limit of what the job costs.
         if variable.startswith(_ENVIRONMENT_PREFIX) and value:
+            if variable != variable.upper():
+                raise UsageError(f"{variable} is not read; write it in capitals")
             _refuse_unknown(variable.removeprefix(_ENVIRONMENT_PREFIX).lower(), variable)
     from_environment, typed = {}, {}
     for flag in _FLAGS.values():

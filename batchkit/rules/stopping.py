@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from batchkit.records import Answer, Failure, FailureKind, Reply, Request
+from batchkit.rules.progress import DoneIndexes
 from batchkit.rules.retry import Remedy, StopRun, never_reached, never_sent, remedy_of
 
 __all__ = ["StopRule"]
@@ -28,12 +29,16 @@ _REFUSALS_WITHIN_S = 60.0
 class StopRule:
     """Watches a run's answers. `run_model` is the model filled in where a record names none, `url` what is POSTed to.
 
-    `asks_again` says that what is asked are failures of a job that has results: that they fail alike is no news then, and does
-    not speak for the others.
+    `asked_again` are the indexes of requests that have failed before in a job that has results: that they fail alike is no news,
+    and does not speak for the others.
     """
 
     def __init__(
-        self, run_model: str | None = None, *, url: str = "the endpoint", asks_again: bool = False
+        self,
+        run_model: str | None = None,
+        *,
+        url: str = "the endpoint",
+        asked_again: DoneIndexes | None = None,
     ) -> None:
         self._run_model = run_model
         self._url = url
@@ -42,7 +47,8 @@ class StopRule:
         self.well = False
         """Whether the last answer was one, so that another changes nothing."""
         self._answered = False
-        self._alike: tuple[str, int] | None = None if asks_again else ("", 0)
+        self._asked_again = DoneIndexes() if asked_again is None else asked_again
+        self._alike: tuple[str, int] | None = "", 0
         self._not_api_in_a_row = 0
         self._unreached = 0
         self._unreached_since: float | None = None
@@ -110,7 +116,7 @@ class StopRule:
                     return StopRun("not_an_api", f"this is not a completions API: {answer.message}")
             case _:
                 pass
-        return self._all_alike(answer)
+        return self._all_alike(request, answer)
 
     def _not_found(self, request: Request, failure: Failure) -> StopRun | None:
         if self.proven:
@@ -122,9 +128,9 @@ class StopRule:
             return None
         return StopRun(failure.code, f"{self._url} does not know this model or path: {failure.message}")
 
-    def _all_alike(self, failure: Failure) -> StopRun | None:
+    def _all_alike(self, request: Request, failure: Failure) -> StopRun | None:
         """The same refusal for each of the first requests is about what they share, not about any of them."""
-        if self._alike is None or remedy_of(failure) is not Remedy.FAIL:
+        if self._alike is None or remedy_of(failure) is not Remedy.FAIL or request.index in self._asked_again:
             return None
         code, count = self._alike
         if count and code != failure.code:

@@ -1,6 +1,7 @@
 import pytest
 
 from batchkit.records import Failure, FailureKind as Kind, Reply, Request
+from batchkit.rules.progress import DoneIndexes
 from batchkit.rules.retry import StopRun
 from batchkit.rules.stopping import StopRule
 
@@ -217,8 +218,13 @@ def test_any_other_answer_begins_the_hour_of_refusals_anew():
 
 
 def test_failures_that_are_asked_again_in_a_job_with_results_may_fail_alike_and_a_refused_key_ends_the_run_all_the_same():
-    again = StopRule(asks_again=True)
+    again = StopRule(asked_again=DoneIndexes([(0, 1)]))
     assert judge(again, *[failure(Kind.CONTENT_FILTER, "content_filter")] * 100) == [None] * 100
+    # The others are news.
+    others = [
+        again.judge(request(index=5), failure(Kind.CONTENT_FILTER, "content_filter"), 0.0) for _ in range(20)
+    ]
+    assert [verdict is not None for verdict in others] == [False] * 19 + [True]
     assert isinstance(again.judge(request(), REFUSED, 0.0), StopRun)
     verdicts = judge(StopRule(), *[failure(Kind.CONTENT_FILTER, "content_filter")] * 20)
     assert isinstance(verdicts[-1], StopRun)

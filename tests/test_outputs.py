@@ -223,6 +223,13 @@ def test_an_output_that_cannot_be_looked_at_is_wrong_usage(tmp_path):
         JobPaths.of(tmp_path / ("a" * 300) / "results.jsonl")
 
 
+def test_what_is_not_ours_beside_a_job_is_damage_that_can_be_repaired(tmp_path):
+    (tmp_path / "results.jsonl").write_bytes(line(0))
+    for name in ("results.errors.jsonl", "results.errors.1.jsonl"):
+        (tmp_path / name).write_bytes(b"not a line\n")
+    JobPaths(tmp_path / "results.jsonl").refuse_foreign()
+
+
 def test_an_output_that_cannot_be_read_is_said_to_be_one(tmp_path, monkeypatch):
     path = tmp_path / "results.jsonl"
     path.write_bytes(line(0) * 2)
@@ -256,6 +263,10 @@ def test_failures_of_a_job_are_no_output_of_their_own(tmp_path):
     for name in ("a.errors.jsonl", "a.errors.12.jsonl", "link.jsonl"):
         with pytest.raises(UsageError, match=r"the output .*a\.jsonl; name that"):
             JobPaths(tmp_path / name).refuse_foreign()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a.errors.jsonl").symlink_to("elsewhere/e.jsonl")
+    with pytest.raises(UsageError, match="name that"):
+        JobPaths(tmp_path / "a.errors.jsonl").refuse_foreign()
     for job in ("c.ndjson", "d.json", "e.txt", "f"):
         (tmp_path / job).write_bytes(line(0))
         with pytest.raises(UsageError, match="name that"):

@@ -13,9 +13,11 @@ import pytest
 
 import batchkit
 from batchkit.errors import JobDamaged, JobLocked, OutputUnwritable, UsageError
+from batchkit.formats.checkpoint import encode_checkpoint
 from batchkit.formats.results import OutputLine, encode
 from batchkit.outputs import JobPaths, lock_holder, read_output
 from batchkit.records import Failure, FailureKind, Outcome, Reply
+from batchkit.state import JobState
 from batchkit.store import Store
 
 REPLY = Reply(200, "r", b'{"choices":[{"message":{"content":"hi"}}]}')
@@ -239,14 +241,26 @@ def test_overwrite_keeps_the_old_files_however_often_it_is_asked_for(output):
 def test_what_has_the_name_of_a_summary_before_there_is_a_job_is_moved_and_not_written_over(output):
     paths = JobPaths(output)
     paths.report.write_bytes(b"mine")
+    paths.checkpoint.write_bytes(b"mine too")
     for content in (b"the job's", b"the job's, later"):
         store = Store.open(output)
+        assert len(store.notices) == (2 if content == b"the job's" else 0)
         store.append(line(len(content)))
         store.replace(paths.report, content)
         store.close()
     [mine] = output.parent.glob("results.report.html.old-*")
     assert mine.read_bytes() == b"mine"
+    assert [path.read_bytes() for path in output.parent.glob("*.checkpoint.json.old-*")] == [b"mine too"]
     assert paths.report.read_bytes() == b"the job's, later"
+
+
+def test_the_report_of_a_job_that_has_no_line_yet_stays(output):
+    paths = JobPaths(output)
+    Store.open(output).close()
+    paths.checkpoint.write_bytes(encode_checkpoint(JobState(job_id="job").standing()))
+    paths.report.write_bytes(b"the job's")
+    Store.open(output).close()
+    assert paths.report.read_bytes() == b"the job's"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -258,9 +272,39 @@ def test_an_output_that_would_share_the_files_of_another_is_refused(overwrite, o
         with pytest.raises(UsageError, match="another job"):
             batchkit.status(output.with_name(name))
         assert not output.with_name(name).exists()
+    for mine in (b"a file of one's own", text(0)[:5] + b"\0" + text(0)[6:]):
+        # Neither what stands there, nor damage, nor that all of its requests failed, makes the other's files one's own.
+        output.with_name("results.json").write_bytes(b"a file of one's own")
+        output.write_bytes(mine if mine.startswith(b"{") else output.read_bytes())
+        with pytest.raises(UsageError, match="another job"):
+            Store.open(output.with_name("results.json"), overwrite=overwrite)
+    output.with_name("results.json").unlink()
+    output.write_bytes(b"")
+    with pytest.raises(UsageError, match="another job"):
+        Store.open(output.with_name("results.json"), overwrite=overwrite)
+    # Jobs that were begun by an earlier version go on.
+    for name in ("both.jsonl", "both.json"):
+        output.with_name(name).write_bytes(text(0))
+    Store.open(output.with_name("both.json")).close()
     # What is no job's, as an input, is no reason.
     output.with_name("more.jsonl").write_bytes(b'{"messages":[]}\n')
     Store.open(output.with_name("more"), overwrite=overwrite).close()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "ending", [".errors.jsonl", ".errors.1.jsonl", ".summary.json", ".report.html", ".spending.json"]
+)
+def test_what_has_the_name_of_a_file_beside_the_output_may_be_the_output_of_another_job(
+    ending, overwrite, output
+):
+    beside = JobPaths(output).beside(ending)
+    if ending == ".errors.1.jsonl":
+        JobPaths(output).errors.write_bytes(text(1, FAILED))
+    beside.write_bytes(text(0))
+    with pytest.raises(UsageError, match="is the output of another job, and has the name of a file beside"):
+        Store.open(output, overwrite=overwrite)
+    assert beside.read_bytes() == text(0)
 
 
 def test_superseded_failures_move_to_the_next_number_and_take_the_checkpoint_with_them(output):

@@ -99,6 +99,18 @@ def test_failures_that_fail_alike_again_do_not_end_the_run_that_asks_them(
     assert (again["status"], again["requests"]["pending"]) == ("completed", 0)
 
 
+def test_that_some_failed_before_does_not_speak_for_those_that_are_new(
+    command, provider, files, write_requests, to
+):
+    requests = write_requests(REQUESTS)
+    first, rest = requests.read_bytes().split(b"\n", 1)
+    requests.write_bytes(first + b"\n" + rest.replace(b'"max_tokens": 20', b'"max_tokens": -1'))
+    command("run", requests, *to, "--limit", 2, code=1)
+    stopped = command("run", requests, *to, "--retry-failed", "--concurrency", 1, code=3)
+    assert "each of the first 20 requests failed alike" in stopped.err
+    assert stopped.json["requests"]["pending"] == REQUESTS - 2 - 19
+
+
 def test_overwrite_moves_the_old_files_aside(command, files, write_requests, to):
     requests = write_requests(REQUESTS)
     command("run", requests, *to)

@@ -160,6 +160,7 @@ def test_set_takes_json(text, value):
         ([], {"BATCHKIT_SET": "{"}, ["BATCHKIT_SET", "JSON object"]),
         ([], {"BATCHKIT_MAX_COTS": "5"}, ["BATCHKIT_MAX_COTS", "no setting 'max_cots'", "'max_cost' is one"]),
         ([], {"BATCHKIT_API_KEY": "5"}, ["BATCHKIT_API_KEY", "no setting 'api_key'"]),
+        ([], {"BATCHKIT_max_cost": "5"}, ["BATCHKIT_max_cost is not read", "in capitals"]),
         ([], {"BATCHKIT_QQQ": "5"}, ["BATCHKIT_QQQ", "there are allow_growth, allow_http"]),
     ],
 )

@@ -1,5 +1,7 @@
 """Repair: damage is moved aside byte for byte, whatever can be read stays, and the next run asks for what is gone."""
 
+import json
+
 import pytest
 from msgspec.structs import replace
 
@@ -7,9 +9,11 @@ import batchkit
 from batchkit import mending
 from batchkit.errors import JobDamaged, JobLocked, JobMismatch
 from batchkit.formats.results import decode, encode
+from batchkit.job import JobRun
 from batchkit.mending import repair
 from batchkit.outputs import read_output
 from batchkit.store import Store
+from batchkit.testing import ScriptedEndpoint, failure, reply
 
 
 @pytest.fixture
@@ -67,6 +71,31 @@ async def test_a_bit_flipped_anywhere_costs_at_most_its_own_line_and_nothing_is_
         await job.run()
         assert indexes(job) == list(range(4))
         assert job.billed - before == (0 if data[place] == 10 else 1)
+
+
+@pytest.mark.parametrize("where", ["results.jsonl", "results.errors.1.jsonl"])
+async def test_damage_that_is_found_beside_a_run_with_nothing_left_to_send_is_told(
+    where, make_job, monkeypatch
+):
+    monkeypatch.setitem(JobRun.__init__.__kwdefaults__, "at_once_bytes", 0)
+    job = make_job(6)
+    filtered = failure("content_filter")
+    await job.run(
+        endpoint=ScriptedEndpoint(otherwise=lambda request: reply("a") if request.index else filtered)
+    )
+    await job.run(retry_failed=True)
+    path = job.output.with_name(where)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"attempts"', b'"attempst"', 1))
+    if where != "results.jsonl":
+        # Its totals are in the checkpoint, and nobody looks at it otherwise.
+        forget(job)
+    with pytest.raises(JobDamaged, match=where):
+        await job.run()
+    summary = json.loads(job.output.with_name("results.summary.json").read_bytes())
+    assert summary["requests"]["succeeded"] == 6
+    path.write_bytes(data)
+    assert (await job.run())["status"] == "completed"
 
 
 async def test_lines_that_lost_the_newline_between_them_both_stay(done):
@@ -159,6 +188,15 @@ async def test_an_output_that_was_cut_behind_a_line_is_not_complete(make_job):
     job.output.write_bytes(b"".join(line for _, line in lines(job)[:2]))
     found = repair(job.output)
     assert (found["moved"], found["kept"], found["complete"]) == ([], 2, False)
+
+
+async def test_an_output_that_was_cut_within_a_line_is_not_complete(make_job):
+    job = make_job(4)
+    await job.run()
+    first, second, *_ = lines(job)
+    job.output.write_bytes(first[1] + second[1][:-40])
+    found = repair(job.output)
+    assert (found["asked_again"], found["kept"], found["complete"]) == ([second[0]], 1, False)
 
 
 async def test_where_a_link_leads_to_is_what_is_repaired(done):

@@ -168,6 +168,8 @@ class JobRun:
         self._pipeline: Pipeline | None = None
         self._job_id = ""
         self._resumed = False
+        self._damage: JobDamaged | None = None
+        """What is broken in the lines that are looked at beside the run."""
         self._asked_again = DoneIndexes()
         """Requests that have failed before, in a job that has results."""
         self._counted = anyio.Event()
@@ -456,6 +458,7 @@ class JobRun:
             try:
                 await self._add_up(state.audit)
             except JobDamaged as damage:
+                self._damage = damage
                 self._stop.request(damage)
             else:
                 self._stop_at_most_failures()
@@ -494,7 +497,9 @@ class JobRun:
             elif state.limit is None:
                 state.total = len(state.done)
         unfinished = state.to_do is None or len(state.done) < state.to_do
-        if cause is not None and not unfinished and not writer_failed and not isinstance(cause, JobError):
+        if self._damage is not None:
+            cause = self._damage
+        elif not (unfinished or writer_failed or self._adds_up or isinstance(cause, JobError)):
             # It was asked to stop when there was nothing left to stop.
             cause = None
         state.status = "completed"

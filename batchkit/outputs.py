@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from batchkit.errors import JobDamaged, UsageError
+from batchkit.formats.checkpoint import decode_standing
 from batchkit.formats.results import (
     BEGINNING_BYTES,
     LINE_ENDS,
@@ -117,7 +118,7 @@ class JobPaths:
         So too where what has the name of its failures is none of ours, or where either cannot be read.
         """
         self.refuse_anothers()
-        has_begun = _is_job(self.results)
+        has_begun = _is_job(self.results) or self.has_checkpoint
         for path in self.logs:
             if not path.is_file():
                 continue  # whoever opens it says what it is
@@ -152,13 +153,13 @@ class JobPaths:
                     )
 
     def _refuse_neighbours(self) -> None:
-        if _is_job(self.results) or (self.results.is_file() and not self.results.stat().st_size):
+        if _is_job(self.results):
             return
-        has_side_files = self.errors.exists() or self.checkpoint.exists()
+        may_be_anothers = not self.results.exists() and (self.errors.exists() or self.checkpoint.exists())
         for other in map(self.results.with_name, _alike(self._stem)):
             # All requests of a job may have failed.
             is_empty = other.is_file() and not other.stat().st_size
-            if other != self.results and (_is_job(other) or (is_empty and has_side_files)):
+            if other != self.results and (_is_job(other) or (is_empty and may_be_anothers)):
                 raise UsageError(
                     f"{other} is the output of another job, and the files beside {self.results} would have the names of "
                     "those beside it; name another output"
@@ -168,6 +169,15 @@ class JobPaths:
                 raise UsageError(
                     f"{path} is the output of another job, and has the name of a file beside {self.results}; name another output"
                 )
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint stands beside the output, rather than that something else has its name."""
+        try:
+            decode_standing(self.checkpoint.read_bytes())
+        except (OSError, ValueError):
+            return False
+        return True
 
     @property
     def all(self) -> list[Path]:
@@ -294,6 +304,8 @@ def _alike(stem: str) -> Iterator[str]:
 def _is_job(path: Path) -> bool:
     """Whether a file has lines of ours in it, be they damaged."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as stream:
             return os.fstat(stream.fileno()).st_size > 0 and _is_ours(stream.fileno())
     except (OSError, ValueError):
@@ -303,7 +315,7 @@ def _is_job(path: Path) -> bool:
 def _holds_results(path: Path) -> bool:
     """Whether the first line of a file is one of an output, and not of failures."""
     try:
-        line = next(read_output(path), None)
+        line = next(read_output(path), None) if path.is_file() else None
     except (JobDamaged, OSError):
         return False
     return line is not None and line.outcome.succeeded

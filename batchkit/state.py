@@ -354,6 +354,8 @@ def _usable(store: Store, identity: InputIdentity) -> Checkpoint | None:
         )
     if checkpoint.superseded != len(store.paths.superseded()):
         return None
+    if not store.end_lines(checkpoint.results_bytes, checkpoint.errors_bytes):
+        return None  # the last line that it counts is torn
     if identity.size is None or (checkpoint.input_size, checkpoint.input_mtime_ns) != (
         identity.size,
         identity.mtime_ns,

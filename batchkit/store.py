@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Final
 
 from batchkit.errors import JobLocked, OutputFull, OutputUnwritable, UsageError
-from batchkit.formats.checkpoint import decode_standing
 from batchkit.formats.results import BrokenLineError, OutputLine, decode, encode
 from batchkit.outputs import JobPaths, read_holder, read_output, scan_output
 from batchkit.rules.progress import DoneIndexes
@@ -133,6 +132,10 @@ class Store:
         """Bytes in the results and the errors file."""
         return self._results.size, self._errors.size
 
+    def end_lines(self, results_bytes: int, errors_bytes: int) -> bool:
+        """Whether so many bytes of the two files end with a line."""
+        return self._results.ends_line(results_bytes) and self._errors.ends_line(errors_bytes)
+
     @property
     def dirty(self) -> bool:
         """Whether lines were appended that are not known to be on the disk."""
@@ -185,7 +188,8 @@ class Store:
         found = DoneIndexes()
         for path in self.paths.superseded():
             for lines in scan_output(path):
-                found.add_all(lines.indexes)
+                for index in lines.indexes:  # some of them more than once
+                    found.add(index)
         return found
 
     def set_aside(self, lines: Iterable[OutputLine]) -> Path:
@@ -293,6 +297,9 @@ class _Log:
         self._descriptor = disk.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         self.size = os.fstat(self._descriptor).st_size
         self.dirty = False
+
+    def ends_line(self, size: int) -> bool:
+        return size == 0 or os.pread(self._descriptor, 1, size - 1) == b"\n"
 
     def append(self, data: bytes) -> None:
         self.dirty = True
@@ -420,18 +427,10 @@ def _move_aside(paths: JobPaths, disk: Disk) -> None:
 
 def _move_out_of_the_way(paths: JobPaths, disk: Disk) -> list[str]:
     """Rename what has the names of files beside an output though no job was begun here. What was done, in words."""
-    if any(map(_has_bytes, paths.logs)) or _is_checkpoint(paths.checkpoint):
+    if any(map(_has_bytes, paths.logs)) or paths.has_checkpoint:
         return []
     moved = _rename(disk, paths.checkpoint, paths.summary, paths.report)
     return [f"{path.name} was there before the job; it was moved to {target.name}" for path, target in moved]
-
-
-def _is_checkpoint(path: Path) -> bool:
-    try:
-        decode_standing(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def _has_bytes(path: Path) -> bool:

@@ -11,9 +11,11 @@ from hypothesis import given, strategies as st
 
 from batchkit import outputs
 from batchkit.errors import JobDamaged, UsageError
+from batchkit.formats.checkpoint import encode_checkpoint
 from batchkit.formats.results import OutputLine, encode
 from batchkit.outputs import JobPaths, check_output, read_output, scan_output, together
 from batchkit.records import Failure, FailureKind, Outcome, Reply, RunHeader
+from batchkit.state import JobState
 
 HEADER = RunHeader(1000.0, "http://x/v1", {}, "in.jsonl", 7)
 TRAP = b',"batchkit":{"index":7,"input_crc32":"00000000","run":{}}'
@@ -227,6 +229,10 @@ def test_what_is_not_ours_beside_a_job_is_damage_that_can_be_repaired(tmp_path):
     (tmp_path / "results.jsonl").write_bytes(line(0))
     for name in ("results.errors.jsonl", "results.errors.1.jsonl"):
         (tmp_path / name).write_bytes(b"not a line\n")
+    JobPaths(tmp_path / "results.jsonl").refuse_foreign()
+    # So too where all requests of the job have failed.
+    (tmp_path / "results.jsonl").write_bytes(b"")
+    (tmp_path / "results.checkpoint.json").write_bytes(encode_checkpoint(JobState().standing()))
     JobPaths(tmp_path / "results.jsonl").refuse_foreign()
 
 

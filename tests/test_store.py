@@ -278,6 +278,10 @@ def test_an_output_that_would_share_the_files_of_another_is_refused(overwrite, o
         output.write_bytes(mine if mine.startswith(b"{") else output.read_bytes())
         with pytest.raises(UsageError, match="another job"):
             Store.open(output.with_name("results.json"), overwrite=overwrite)
+    # Nor that an empty file stands there.
+    output.with_name("results.json").write_bytes(b"")
+    with pytest.raises(UsageError, match="another job"):
+        Store.open(output.with_name("results.json"), overwrite=overwrite)
     output.with_name("results.json").unlink()
     output.write_bytes(b"")
     with pytest.raises(UsageError, match="another job"):
@@ -305,6 +309,27 @@ def test_what_has_the_name_of_a_file_beside_the_output_may_be_the_output_of_anot
     with pytest.raises(UsageError, match="is the output of another job, and has the name of a file beside"):
         Store.open(output, overwrite=overwrite)
     assert beside.read_bytes() == text(0)
+
+
+def test_a_pipe_that_has_the_name_of_a_file_beside_the_output_is_not_waited_for(output):
+    os.mkfifo(JobPaths(output).summary)
+    Store.open(output).close()
+
+
+def test_who_was_asked_again_is_told_once_of_each_though_some_failed_twice(output):
+    paths = JobPaths(output)
+    paths.errors.with_name("results.errors.1.jsonl").write_bytes(text(1, FAILED))
+    second = b"".join(text(index, FAILED) for index in (3, 1, 2, 5, *range(7, 30)))
+    paths.errors.with_name("results.errors.2.jsonl").write_bytes(second)
+    store = Store.open(output)
+    assert sorted(index for start, end in store.asked_again().intervals() for index in range(start, end)) == [
+        1,
+        2,
+        3,
+        5,
+        *range(7, 30),
+    ]
+    store.close()
 
 
 def test_superseded_failures_move_to_the_next_number_and_take_the_checkpoint_with_them(output):

@@ -2,12 +2,15 @@
 
 import json
 
+import anyio
 import pytest
 from msgspec.structs import replace
 
 import batchkit
 from batchkit import mending
-from batchkit.errors import JobDamaged, JobLocked, JobMismatch
+from batchkit.audit import Audit
+from batchkit.engine.stop import Stop
+from batchkit.errors import Interrupted, JobDamaged, JobLocked, JobMismatch
 from batchkit.formats.results import decode, encode
 from batchkit.job import JobRun
 from batchkit.mending import repair
@@ -96,6 +99,47 @@ async def test_damage_that_is_found_beside_a_run_with_nothing_left_to_send_is_to
     assert summary["requests"]["succeeded"] == 6
     path.write_bytes(data)
     assert (await job.run())["status"] == "completed"
+
+
+@pytest.mark.parametrize("end", [b"\x8a", b"\0" * 200])
+async def test_a_last_line_that_lost_its_newline_is_not_believed_for_being_in_the_checkpoint(end, make_job):
+    job = make_job(5)
+    await job.run()
+    data = job.output.read_bytes()
+    job.output.write_bytes(data[: -len(end)] + end)
+    before = job.billed
+    summary = await job.run()
+    assert (summary["requests"]["succeeded"], summary["requests"]["pending"]) == (5, 0)
+    assert indexes(job) == list(range(5))
+    assert job.billed == before + 1
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_signal_before_the_earlier_lines_were_looked_at_hides_neither_damage_nor_that_they_were_not(
+    signals, make_job, monkeypatch
+):
+    monkeypatch.setitem(JobRun.__init__.__kwdefaults__, "at_once_bytes", 0)
+    job, stop = make_job(6), Stop()
+    await job.run()
+    summary = job.output.with_name("results.summary.json").read_bytes()
+    data = job.output.read_bytes()
+    if signals == 1:
+        job.output.write_bytes(data.replace(b'"attempts"', b'"attempst"', 1))
+    else:
+        forget(job)
+
+    async def late(audit):
+        stop.request(Interrupted(2, "stopped"))
+        if signals == 2:
+            stop.abandon(Interrupted(2, "stopped"))
+            await anyio.sleep_forever()
+        return await Audit.run(audit)
+
+    monkeypatch.setitem(JobRun.__init__.__kwdefaults__, "audit", late)
+    with pytest.raises(JobDamaged if signals == 1 else Interrupted):
+        await job.run(stop=stop)
+    told = json.loads(job.output.with_name("results.summary.json").read_bytes())
+    assert told["requests"] == json.loads(summary)["requests"]
 
 
 async def test_lines_that_lost_the_newline_between_them_both_stay(done):

@@ -256,6 +256,17 @@ async def test_fault_42_requests_that_a_signal_leaves_open_and_that_cost_nothing
     assert not job.output.with_name("results.errors.1.jsonl").exists()
 
 
+def in_shell(command, *words):
+    return subprocess.run(
+        ["/bin/sh", "-c", *words],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        cwd=command.folder,
+        env=command.environ,
+    )
+
+
 @pytest.mark.parametrize("closed", ["1>&-", "2>&-", "0<&-", "1>/dev/full", "2>/dev/full", "1>&- 2>&- 0<&-"])
 def test_fault_42_a_closed_stdout_or_stderr_is_quiet_and_costs_no_answer(
     closed, command, provider, files, write_requests
@@ -270,10 +281,7 @@ def test_fault_42_a_closed_stdout_or_stderr_is_quiet_and_costs_no_answer(
         "--base-url",
         provider.base_url,
     ]
-    argv = ["/bin/sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, *map(str, words)]
-    done = subprocess.run(
-        argv, capture_output=True, timeout=60, check=False, cwd=command.folder, env=command.environ
-    )
+    done = in_shell(command, f'exec "$0" "$@" {closed}', sys.executable, *map(str, words))
     assert done.returncode == 0, done
     assert b"Traceback" not in done.stderr
     files.assert_summary_is_a_fold(files.summary, 20)
@@ -281,14 +289,7 @@ def test_fault_42_a_closed_stdout_or_stderr_is_quiet_and_costs_no_answer(
 
 def test_files_that_are_too_many_to_be_open_are_said_to_be_that(command, write_requests, tmp_path):
     argv = f"ulimit -n 16; exec {sys.executable} -m batchkit run {write_requests(3)} -o {tmp_path / 'out.jsonl'} --simulate"
-    done = subprocess.run(
-        ["/bin/sh", "-c", argv],
-        capture_output=True,
-        timeout=60,
-        check=False,
-        cwd=command.folder,
-        env=command.environ,
-    )
+    done = in_shell(command, argv)
     # Which file is one too many is not the same in all versions of Python.
     assert done.returncode in (2, 3)
     assert b"Too many open files" in done.stderr
@@ -298,14 +299,7 @@ def test_files_that_are_too_many_to_be_open_are_said_to_be_that(command, write_r
 @pytest.mark.parametrize("words", ["run - -o {} --simulate", "validate -", "estimate -"])
 def test_fault_42_a_closed_stdin_is_not_an_empty_input(words, command, tmp_path):
     argv = f"exec {sys.executable} -m batchkit {words.format(tmp_path / 'out.jsonl')} 0<&-"
-    done = subprocess.run(
-        ["/bin/sh", "-c", argv],
-        capture_output=True,
-        timeout=60,
-        check=False,
-        cwd=command.folder,
-        env=command.environ,
-    )
+    done = in_shell(command, argv)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"there is no standard input to read; name a file" in done.stderr
     assert not (tmp_path / "out.jsonl").exists()
